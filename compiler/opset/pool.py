@@ -1,0 +1,80 @@
+"""``BinaryMaxPool``: max-pooling of ±1 values, as OR over bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .base import Attrs, Operator, TensorType, register
+from .conv import conv_output_size
+from .pack import NCHW_PADS, UNPACK_LAST_AXIS
+
+
+@register
+class BinaryMaxPool(Operator):
+    """Max-pooling (min-pooling where ``flip`` has a bit set) of packed ±1 feature maps.
+
+    ``x``: uint8 ``[N, H, W, B]``; ``flip``: uint8 ``[B]``; output: uint8 ``[N, OH, OW, B]`` =
+    ``flip ^ OR over the window (x ^ flip)``. A channel whose threshold is decreasing in the accumulator needs the
+    minimum: its flip bit is 1. Padded positions never win: they add nothing to the OR.
+    """
+
+    name = "BinaryMaxPool"
+    inputs = ("x", "flip")
+    attributes = {"kernel_shape": list, "strides": list, "dilations": list, "pads": list}
+    body = (
+        "    packed = BitwiseXor (x, flip)\n"
+        + UNPACK_LAST_AXIS
+        + NCHW_PADS
+        + """
+    bits_float = Cast <to = 1> (bits)
+    nchw = Transpose <perm = [0, 3, 1, 2]> (bits_float)
+    nothing = Constant <value = float {0}> ()
+    padded = Pad <mode = "constant"> (nchw, nchw_pads, nothing)
+    pooled = MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides, dilations: ints = @dilations>
+        (padded)
+    nhwc = Transpose <perm = [0, 2, 3, 1]> (pooled)
+    pooled_bits = Cast <to = 6> (nhwc)
+    pooled_shape = Shape (pooled_bits)
+    pooled_head = Slice (pooled_shape, unpack_first, unpack_last)
+    minus = Constant <value_ints = [-1, 8]> ()
+    grouped_shape = Concat <axis = 0> (pooled_head, minus)
+    grouped = Reshape (pooled_bits, grouped_shape)
+    weighted = Mul (grouped, divisors)
+    total = ReduceSum <keepdims = 0> (weighted, unpack_last)
+    ored = Cast <to = 2> (total)
+    y = BitwiseXor (ored, flip)
+    """
+    )
+    kernel = "pool:binary_max_pool"
+    packed_output = True
+
+    @classmethod
+    def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
+        """``uint8 [N, OH, OW, B]``."""
+        x, flip = inputs
+        if len(x.shape) != 4 or x.dtype != np.uint8 or flip.dtype != np.uint8 or flip.shape != x.shape[3:]:
+            raise ValueError(f"x must be uint8 [N, H, W, B] and flip uint8 [B], are {x} and {flip}")
+        top, left, bottom, right = attrs["pads"]
+        (kh, kw), (sh, sw), (dh, dw) = attrs["kernel_shape"], attrs["strides"], attrs["dilations"]
+        oh = conv_output_size(x.shape[1], kh, sh, dh, top, bottom)
+        ow = conv_output_size(x.shape[2], kw, sw, dw, left, right)
+        if oh < 1 or ow < 1 or min(attrs["pads"]) < 0:
+            raise ValueError(f"the window {attrs['kernel_shape']} does not fit the padded input of x {x.shape}")
+        return TensorType((x.shape[0], oh, ow, x.shape[3]), np.dtype(np.uint8))
+
+    @classmethod
+    def reference(cls, inputs: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
+        """See the class."""
+        x, flip = inputs
+        out = cls.infer([TensorType.of(x), TensorType.of(flip)], attrs)
+        top, left, bottom, right = attrs["pads"]
+        x = np.pad(x ^ flip, ((0, 0), (top, bottom), (left, right), (0, 0)))
+        (kh, kw), (sh, sw), (dh, dw) = attrs["kernel_shape"], attrs["strides"], attrs["dilations"]
+        _, oh, ow, _ = out.shape
+        y = np.zeros(out.shape, np.uint8)
+        for i in range(kh):
+            for j in range(kw):
+                y |= x[:, i * dh :, j * dw :][:, : (oh - 1) * sh + 1 : sh, : (ow - 1) * sw + 1 : sw]
+        return y ^ flip
