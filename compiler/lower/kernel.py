@@ -1,0 +1,73 @@
+"""What the lowering asks of a kernel, and what a kernel gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..opset import TensorType
+
+if TYPE_CHECKING:
+    from ..targets import Target
+
+
+@dataclass(frozen=True)
+class EpilogueStep:
+    """One elementwise float32 operation on the running value ``v`` (what the accumulator has become so far).
+
+    ``op``: ``mul`` v·p, ``add`` v+p, ``sub`` v−p, ``rsub`` p−v, ``div`` v/p, ``relu`` max(v, 0), ``prelu`` v if v ≥ 0 else v·p,
+    ``clip`` min(max(v, p), q). ``p`` (and ``q``) is a float32 array ``[O]``, or for add/mul/sub/rsub an int: the index into
+    ``KernelCall.extra`` of a float32 tensor of the output's shape (a residual). Each operation rounds to float32 by itself.
+    """
+
+    op: Literal["mul", "add", "sub", "rsub", "div", "relu", "prelu", "clip"]
+    p: np.ndarray | int | None = None
+    q: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What a kernel does with an int32 accumulator before it stores it.
+
+    ``acc``: stores int32, channels last. ``bits``: stores packed bits, channels last, ``(acc >= threshold) xor flip`` with
+    int32 ``threshold [O]`` and uint8 ``flip [O]``. ``float``: converts to float32, applies ``steps`` in order and stores
+    float32: channels first (NCHW) when ``channels_first``, else channels last.
+    """
+
+    kind: Literal["acc", "bits", "float"] = "acc"
+    threshold: np.ndarray | None = None
+    flip: np.ndarray | None = None
+    steps: tuple[EpilogueStep, ...] = ()
+    channels_first: bool = False
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One operator to lower. ``constants`` maps an input's index to its value where that is known at compile time."""
+
+    name: str
+    op: str
+    attrs: Mapping[str, Any]
+    inputs: tuple[TensorType, ...]
+    constants: Mapping[int, np.ndarray]
+    output: TensorType
+    """Type of what is stored, after the epilogue."""
+    target: Target
+    epilogue: Epilogue = field(default_factory=Epilogue)
+    extra: tuple[TensorType, ...] = ()
+    """Residual tensors that the epilogue reads."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A scheduled TIR function and its arguments.
+
+    ``func`` is a PrimFunc whose buffer parameters are ``args`` in order and then the output. An argument is an array (a
+    constant, placed with the weights), ``("input", i)`` or ``("extra", i)``: an input or extra tensor of the call.
+    """
+
+    func: Any
+    args: tuple[np.ndarray | tuple[str, int], ...]

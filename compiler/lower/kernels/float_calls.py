@@ -1,0 +1,64 @@
+"""Float kernels of our own: asked for while ONNX becomes Relax, written once the target is known.
+
+A converter knows nothing of the target. It emits a call of a function without a body, whose attribute says which kernel
+is meant; ``schedules.py`` replaces that function by the kernel. Arguments are therefore laid out alike for all targets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tvm import relax, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from ...opset import TensorType
+from ..kernel import Kernel, KernelCall
+from . import float_depthwise, float_product
+
+if TYPE_CHECKING:
+    from ...targets import Target
+
+ATTRIBUTE = "xnorc.float_kernel"
+
+KERNELS: dict[str, Callable[[KernelCall], Kernel]] = {
+    "conv": float_product.conv,
+    "depthwise": float_depthwise.depthwise,
+    "linear": float_product.linear,
+    "matmul": float_product.matmul,
+}
+
+
+def emit(bb: Any, kernel: str, attrs: Mapping[str, Any], args: Sequence[Any], shape: Sequence[int]) -> Any:
+    """The call of a float32 kernel on Relax expressions: inputs and constants in the order that the kernel reads them."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(kernel)
+        T.func_attr({ATTRIBUTE: json.dumps({"kernel": kernel, **attrs}), "tirx.noalias": True, "op_pattern": 8})
+        for i, arg in enumerate(args):
+            T.arg(f"in{i}", T.buffer([int(size) for size in arg.ty.shape], str(arg.ty.dtype)))
+        T.arg("out", T.buffer(list(shape), "float32"))
+        T.evaluate(0)
+    variable = bb.add_func(builder.get(), f"float_{kernel}")
+    return relax.call_tir(variable, list(args), relax.TensorType(tuple(shape), "float32"))
+
+
+def asked(func: tirx.PrimFunc) -> bool:
+    """Whether ``func`` stands for a kernel of ours."""
+    return bool(func.attrs) and ATTRIBUTE in func.attrs
+
+
+def write(func: tirx.PrimFunc, name: str, target: Target) -> tirx.PrimFunc:
+    """The kernel that ``func`` stands for."""
+    attrs = json.loads(str(func.attrs[ATTRIBUTE]))
+    types = []
+    for parameter in func.params:
+        kind = parameter.ty
+        types.append(TensorType(tuple(int(size) for size in kind.shape), np.dtype(str(kind.dtype))))
+    kernel = attrs.pop("kernel")
+    made = KERNELS[kernel](KernelCall(name, kernel, attrs, tuple(types[:-1]), {}, types[-1], target))
+    # The arguments were fixed when the call was emitted: the kernel must take exactly them, in their order.
+    assert made.args == tuple(("input", i) for i in range(len(types) - 1))
+    return made.func

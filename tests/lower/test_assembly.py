@@ -1,0 +1,113 @@
+"""The inner loops that LLVM makes of our kernels: vector counts and adds, no spills, nothing done bit by bit."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.lower.kernel_calls import bits_epilogue, make_job
+from tests.opset.cases import conv_case
+
+ARM64 = ("rpi3", "rpi4", "rpi5", "rpi-zero2w", "aarch64")
+
+
+def assembly(target: str, channels: int) -> list[str]:
+    """Instructions and labels of a 3x3 convolution with bits out, without directives."""
+    import tvm
+
+    from xnorc.lower import tir
+
+    rng = np.random.default_rng(0)
+    case = conv_case(rng, channels=channels, out=channels, h=14, w=14)
+    job = make_job("kernel", case, target, bits_epilogue(rng, channels, 9 * channels))
+    text = tir.assembly(tvm.IRModule({"kernel": job.kernel.func}), job.call.target)
+    # TVM adds conversions of float16 to every module, in a section of their own.
+    text = text.split(".text.tvm.fp16.conv")[0]
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line and (line.startswith(".LBB") or not line.startswith((".", "@", "//")))]
+
+
+def innermost_loops(lines: list[str]) -> list[list[str]]:
+    """Runs of instructions from a label to a branch back to it, with no label in between."""
+    labels: dict[str, int] = {}
+    loops = []
+    for i, line in enumerate(lines):
+        if found := re.match(r"(\.LBB\w+):", line):
+            labels[found[1]] = i
+        elif (found := re.match(r"b\S*\s+(\.LBB\w+)$", line)) and found[1] in labels:
+            body = lines[labels[found[1]] + 1 : i + 1]
+            if not any(inner.startswith(".LBB") for inner in body):
+                loops.append(body)
+    return loops
+
+
+def operations(lines: list[str]) -> dict[str, int]:
+    """How often each instruction occurs, width suffixes left out."""
+    found: dict[str, int] = {}
+    for line in lines:
+        name = line.split()[0].split(".")[0]
+        found[name] = found.get(name, 0) + 1
+    return found
+
+
+def counting_loop(lines: list[str], count: str) -> list[str]:
+    loops = [loop for loop in innermost_loops(lines) if count in operations(loop)]
+    assert len(loops) == 1, f"{len(loops)} inner loops count bits"
+    return loops[0]
+
+
+def check_no_scalar_counting(lines: list[str]) -> None:
+    text = "\n".join(lines).lower()
+    assert "popcount" not in text and "uaddlv" not in text
+    for constant in ("0x55555555", "1431655765", "#21845", "0x33333333", "858993459"):  # the scalar bit trick
+        assert constant not in text
+    calls = {line.split()[1] for line in lines if re.match(r"(bl|blx|blr)\s", line)}
+    ours = {"TVMBackendParallelLaunch", "TVMBackendAllocWorkspace", "TVMBackendFreeWorkspace"}
+    assert calls <= ours | {"TVMFFIEnvModRegisterSystemLibSymbol"}, calls
+
+
+@pytest.mark.parametrize("channels", [64, 128])
+@pytest.mark.parametrize("target", ARM64)
+def test_arm64(target: str, channels: int) -> None:
+    lines = assembly(target, channels)
+    check_no_scalar_counting(lines)
+    loop = counting_loop(lines, "cnt")
+    ops = operations(loop)
+    steps = ops["cnt"] // 32  # LLVM may unroll
+    assert ops["cnt"] == ops["eor"] == 32 * steps
+    assert ops["addp"] == 28 * steps and ops["uadalp"] == 4 * steps
+    assert all(".16b" in line or ".8h" in line for line in loop if line.split()[0] in ("cnt", "eor", "addp", "uadalp"))
+    assert len(loop) <= 112 * steps, f"{len(loop)} instructions for {steps} x 4096 bit products"
+    assert not any("[sp" in line for line in loop), "the accumulators do not fit the registers"
+    assert not set(ops) & {"fmov", "umov", "ins", "dup", "mov", "addv"}, "values leave the vector registers"
+
+
+@pytest.mark.parametrize("channels", [64, 128])
+def test_arm32(channels: int) -> None:
+    lines = assembly("rpi2", channels)
+    check_no_scalar_counting(lines)
+    loop = counting_loop(lines, "vcnt")
+    ops = operations(loop)
+    steps = ops["vcnt"] // 16
+    assert ops["vcnt"] == ops["veor"] == 16 * steps
+    assert ops["vadd"] == 16 * steps and ops["vpadd"] == 14 * steps and ops["vaddw"] == 2 * steps
+    assert len(loop) <= 100 * steps, f"{len(loop)} instructions for {steps} x 2048 bit products"
+    assert not any(line.startswith("vmov") for line in loop), "values leave the vector registers"
+
+
+def test_no_multiply_add_in_floats() -> None:
+    """Each float step rounds by itself: LLVM must not make one instruction of a multiplication and an addition."""
+    import tvm
+
+    from tests.lower.kernel_calls import float_job
+    from tests.opset.cases import gemm_case
+    from xnorc.lower import tir
+
+    rng = np.random.default_rng(0)
+    for target in ("host", "rpi4", "rpi2"):
+        job = float_job("kernel", gemm_case(rng, rows=(8,), k=64, out=64), rng, target, channels_first=False)
+        text = tir.assembly(tvm.IRModule({"kernel": job.kernel.func}), job.call.target)
+        assert re.search(r"\bv?f?mul(\.f32|ps|\s)", text), "the multiplications are not where they were looked for"
+        assert not re.search(r"\b(vfn?m(add|sub|a|s)\w*|fn?m(add|sub|la|ls))(\s|\.)", text), target
