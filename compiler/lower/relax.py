@@ -1,0 +1,315 @@
+"""Packed ONNX → Relax → a list of kernel calls.
+
+Standard operators go through the converters of TVM's ONNX front end, one node at a time; ``ai.xnorc`` operators, with
+the nodes of their group, go to our own kernels. Every tensor of the model keeps its name, so that a step of the
+program can be compared with the same tensor in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import tvm
+from onnx import helper, numpy_helper
+from tvm import relax, te, tirx
+from tvm.relax.frontend.onnx import onnx_frontend
+
+from ..errors import ModelError, UnsupportedError
+from ..opset import DOMAIN, REGISTRY, TensorType
+from ..targets import Target
+from .converters import CHECKS, CONVERTERS
+from .epilogue import Fused, read_epilogue
+from .kernel import Epilogue, KernelCall
+from .program import DTYPES
+
+ANCHORS = ("BinaryConv", "BinaryGemm")
+
+MAX_RANK = 8
+"""Most axes of a tensor: ``XNORC_MAX_RANK`` of the C runtime."""
+
+
+def metadata(proto: Any, key: str) -> str | None:
+    """Value of one entry of ``metadata_props``."""
+    return next((entry.value for entry in proto.metadata_props if entry.key == key), None)
+
+
+def symbol(text: str) -> str:
+    """``text`` as a C identifier."""
+    return re.sub(r"\W+", "_", text).strip("_") or "x"
+
+
+def tensor_types(model: onnx.ModelProto) -> dict[str, TensorType]:
+    """Type of every typed tensor of a model."""
+    graph = model.graph
+    types = {}
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            shape = tuple(dim.dim_value for dim in kind.shape.dim)
+            types[value.name] = TensorType(shape, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+    for tensor in graph.initializer:
+        types[tensor.name] = TensorType(tuple(tensor.dims), np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)))
+    return types
+
+
+@dataclass(frozen=True)
+class Item:
+    """One node or fused group of the model, with the names of the tensors that it gives."""
+
+    name: str
+    op: str
+    nodes: list[str]
+    outputs: list[str]
+    macs: int
+
+
+class Importer:
+    """Builds the Relax function of one packed model."""
+
+    def __init__(self, model: onnx.ModelProto, target: Target, prefix: str) -> None:
+        self.model, self.target, self.prefix = model, target, prefix
+        self.types = tensor_types(model)
+        self.constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+        self.items: list[Item] = []
+        self._labels: Counter[str] = Counter()
+        self.hints: dict[str, str] = {}
+        """Relax variable name → tensor name."""
+        self._front = onnx_frontend.ONNXGraphImporter({}, "float32", sanitize=False)
+        self._front.opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self._nodes: dict[str, relax.Expr] = self._front._nodes
+        self._bb = self._front.bb
+
+    def build(self) -> tvm.IRModule:
+        """The module: ``main`` in Relax, our kernels in TIR."""
+        graph = self.model.graph
+        for name, value in self.constants.items():
+            if value.dtype.kind not in "fiub" or value.dtype.isbuiltin != 1:
+                raise ModelError(f"initializer '{name}' is {value.dtype}: devices hold {', '.join(DTYPES)}")
+            self._nodes[name] = relax.const(np.asarray(value, order="C"), str(value.dtype))
+        parameters: list[relax.Var] = []
+        for value in graph.input:
+            if value.name not in self.constants:
+                kind = self.types[value.name]
+                if str(kind.dtype) not in DTYPES:
+                    raise ModelError(
+                        f"input '{value.name}' is {kind.dtype}: devices hold {', '.join(DTYPES)}; export the model in float32"
+                    )
+                parameters.append(relax.Var(f"in{len(parameters)}", relax.TensorType(kind.shape, str(kind.dtype))))
+                self._nodes[value.name] = parameters[-1]
+        with self._bb.function("main", params=parameters):
+            with self._bb.dataflow():
+                for fused in self._groups():
+                    self._emit(fused)
+                result = self._bb.emit_output(relax.Tuple([self._nodes[out.name] for out in graph.output]))
+            self._bb.emit_func_output(result)
+        return self._bb.get()
+
+    def _groups(self) -> list[Fused]:
+        """Nodes in an order in which they can run, with every anchor's group as one at the place of its last node."""
+        nodes = list(self.model.graph.node)
+        members: dict[str, list[onnx.NodeProto]] = {}
+        for node in nodes:
+            if anchor := metadata(node, "xnorc.group"):
+                members.setdefault(anchor, []).append(node)
+        shapes = {name: kind.shape for name, kind in self.types.items()}
+        fused_at: dict[int, Fused] = {}
+        covered: set[int] = set()
+        for node in nodes:
+            if node.op_type in ANCHORS and node.domain == DOMAIN:
+                group = [n for n in members.get(node.name, []) if n is not node]
+                fused = read_epilogue(node, group, self.constants, shapes)
+                covered |= {id(n) for n in fused.nodes}
+                fused_at[id(fused.nodes[-1])] = fused
+        order = []
+        for node in nodes:
+            if id(node) in fused_at:
+                order.append(fused_at[id(node)])
+            elif id(node) not in covered:
+                order.append(Fused(Epilogue(), node.output[0], [node]))
+        return order
+
+    def _emit(self, fused: Fused) -> None:
+        anchor = fused.nodes[0]
+        if anchor.domain == DOMAIN:
+            results = [self._kernel(anchor, fused)]
+            outputs = [fused.output]
+        else:
+            results = self._convert(anchor)
+            pairs = list(zip(anchor.output, results, strict=False))
+            if lost := [name for name in anchor.output[len(results) :] if name]:
+                raise UnsupportedError(anchor.name, anchor.op_type, f"its output '{lost[0]}' is not computed")
+            outputs, results = [name for name, _ in pairs if name], [expr for name, expr in pairs if name]
+        item = len(self.items)
+        for number, (name, expr) in enumerate(zip(outputs, results, strict=True)):
+            hint = f"n{item}_{number}"
+            self.hints[hint] = name
+            self._nodes[name] = self._bb.emit(expr, name_hint=hint)
+            self._check_type(anchor, name)
+        op = "+".join([anchor.op_type, *(n.op_type for n in fused.nodes[1:] if n.op_type not in ("Cast", "Transpose"))])
+        self.items.append(
+            Item(self._label(anchor), op, [n.name for n in fused.nodes], list(outputs), count_macs(anchor, self.types))
+        )
+
+    def _label(self, node: onnx.NodeProto) -> str:
+        """A short unique name for people: the torch module that a node came from, else the original node."""
+        base = metadata(node, "xnorc.source") or metadata(node, "xnorc.for") or node.name
+        self._labels[base] += 1
+        label = base if self._labels[base] == 1 else f"{base}.{self._labels[base]}"
+        return label if label == base or label not in self._labels else f"{label}.{len(self.items)}"
+
+    def _check_type(self, node: onnx.NodeProto, name: str) -> None:
+        expected, got = self.types.get(name), self._nodes[name].ty
+        if not isinstance(got, relax.TensorType):
+            raise UnsupportedError(node.name, node.op_type, f"'{name}' is no tensor at run time")
+        if str(got.dtype) not in DTYPES:
+            raise UnsupportedError(
+                node.name, node.op_type, f"'{name}' is {got.dtype}; devices hold {', '.join(DTYPES)}"
+            )
+        shape = None
+        if isinstance(got.shape, relax.ShapeExpr):
+            if not all(isinstance(size, tirx.IntImm) for size in got.shape):
+                raise UnsupportedError(node.name, node.op_type, f"the shape of '{name}' depends on data")
+            shape = tuple(int(size) for size in got.shape)
+            if 0 in shape:
+                raise UnsupportedError(node.name, node.op_type, f"'{name}' is empty")
+            if len(shape) > MAX_RANK:
+                raise UnsupportedError(node.name, node.op_type, f"'{name}' has more than {MAX_RANK} axes")
+        if expected is None and shape is not None:
+            self.types[name] = TensorType(shape, np.dtype(str(got.dtype)))
+        elif expected is None or shape is None or shape != expected.shape or str(got.dtype) != str(expected.dtype):
+            raise UnsupportedError(
+                node.name, node.op_type, f"TVM gives '{name}' the type {got.dtype} {shape}, the model says {expected}"
+            )
+
+    def _convert(self, node: onnx.NodeProto) -> list[relax.Expr]:
+        """A standard operator, by TVM's converter or one of our own."""
+        inputs = onnx_frontend.onnx_input()
+        for name in node.input:
+            inputs.append(self._nodes[name] if name else None)
+        table = onnx_frontend._get_convert_map()
+        if node.domain not in ("", "ai.onnx") or (node.op_type not in table and node.op_type not in CONVERTERS):
+            raise UnsupportedError(node.name, node.op_type, "xnorc has no lowering for this operator")
+        try:
+            attrs = self._front._parse_attr(node.attribute)
+            attrs["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                values = [self.constants.get(name) for name in node.input]
+                if node.op_type in CHECKS:
+                    CHECKS[node.op_type](list(inputs), values, attrs)
+                if node.op_type in CONVERTERS:
+                    made = CONVERTERS[node.op_type](self._bb, list(inputs), values, attrs)
+                else:
+                    made = table[node.op_type].get_converter(self._front.opset)(
+                        self._bb, inputs, attrs, [self._nodes, {}]
+                    )
+            made = self._bb.normalize(made)
+        except UnsupportedError as error:
+            raise UnsupportedError(node.name, node.op_type, error.reason) from error
+        except Exception as error:
+            raise UnsupportedError(node.name, node.op_type, _reason(error)) from error
+        if isinstance(made, relax.Tuple):
+            return list(made.fields)
+        if isinstance(made.ty, relax.TupleType):
+            made = self._bb.emit(made)
+            return [self._bb.emit(relax.TupleGetItem(made, i)) for i in range(len(made.ty.fields))]
+        return [made]
+
+    def _kernel(self, node: onnx.NodeProto, fused: Fused) -> relax.Expr:
+        """An ``ai.xnorc`` operator with its epilogue, by our own kernel."""
+        op = REGISTRY[node.op_type]
+        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        module, function = op.kernel.split(":")
+        call = KernelCall(
+            name=f"{self.prefix}_k{len(self.items)}_{symbol(node.op_type)}",
+            op=node.op_type,
+            attrs={k: list(v) if not isinstance(v, int) else v for k, v in attrs.items()},
+            inputs=tuple(self.types[name] for name in node.input),
+            constants={i: self.constants[name] for i, name in enumerate(node.input) if name in self.constants},
+            output=self.types[fused.output],
+            target=self.target,
+            epilogue=fused.epilogue,
+            extra=tuple(self.types[name] for name in fused.extra),
+        )
+        try:
+            kernel = getattr(importlib.import_module(f"..lower.kernels.{module}", __package__), function)(call)
+        except UnsupportedError as error:
+            raise UnsupportedError(node.name, node.op_type, error.reason) from error
+        places = {"input": list(node.input), "extra": fused.extra}
+        arguments = [
+            relax.const(np.ascontiguousarray(a), str(a.dtype))
+            if isinstance(a, np.ndarray)
+            else self._nodes[places[a[0]][a[1]]]
+            for a in kernel.args
+        ]
+        variable = self._bb.add_func(kernel.func.with_attr("op_pattern", 8).with_attr("xnorc.scheduled", 1), call.name)
+        return relax.call_tir(variable, arguments, relax.TensorType(call.output.shape, str(call.output.dtype)))
+
+
+def _reason(error: Exception) -> str:
+    """What an error of TVM says, on one line."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if isinstance(error, (ValueError, NotImplementedError)) and lines:
+        return lines[-1]
+    return f"TVM cannot convert this use of it ({type(error).__name__}: {lines[-1] if lines else ''})"
+
+
+def count_macs(node: onnx.NodeProto, types: dict[str, TensorType]) -> int:
+    """Multiply-accumulates of a node (0 for operators that have none)."""
+    if node.op_type in ("Conv", "BinaryConv"):
+        out, weight = types[node.output[0]].shape, types[node.input[1]].shape
+        if node.op_type == "Conv":
+            return int(np.prod(out)) * int(np.prod(weight[1:]))
+        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        return int(np.prod(out)) * int(np.prod(weight[1:3])) * attrs["channels"] // attrs["group"]
+    if node.op_type == "BinaryGemm":
+        return int(np.prod(types[node.output[0]].shape)) * helper.get_attribute_value(node.attribute[0])
+    if node.op_type in ("Gemm", "MatMul"):
+        left = types[node.input[0]].shape
+        trans = any(a.name == "transA" and a.i for a in node.attribute)
+        return int(np.prod(types[node.output[0]].shape)) * (left[0] if trans else left[-1])
+    return 0
+
+
+def rounded_product(a: Any, b: Any) -> Any:
+    """``a * b`` for float32 TIR expressions, rounded by itself.
+
+    TVM lets LLVM contract a product and the addition after it into one fused operation, which rounds once: then the
+    device would differ from ONNX Runtime in the last bit, and a sign near zero could flip. The fence stops that.
+    """
+    return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", a * b)
+
+
+def _legalize_multiply(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    a, b = call.args
+    if str(call.ty.dtype) != "float32":
+        return bb.call_te(tvm.topi.multiply, a, b)
+    shape = [int(size) for size in call.ty.shape]
+
+    def multiply(x: te.Tensor, y: te.Tensor) -> te.Tensor:
+        def at(tensor: te.Tensor, index: Sequence[Any]) -> Any:
+            index = index[len(index) - len(tensor.shape) :]
+            return tensor(*[0 if int(size) == 1 else i for i, size in zip(index, tensor.shape, strict=True)])
+
+        return te.compute(shape, lambda *i: rounded_product(at(x, i), at(y, i)), name="T_multiply")
+
+    return bb.call_te(multiply, a, b, primfunc_name_hint="multiply")
+
+
+def legalize(mod: tvm.IRModule) -> tvm.IRModule:
+    """Every Relax operator but reshapes to a TIR function; constants folded; one binding a kernel call."""
+    return tvm.ir.transform.Sequential(
+        [
+            relax.transform.LegalizeOps({"relax.multiply": _legalize_multiply}, skip_ops=["relax.reshape"]),
+            relax.transform.FoldConstant(),
+            relax.transform.DeadCodeElimination(),
+        ]
+    )(mod)

@@ -1,0 +1,92 @@
+"""The default CPU schedule of kernels that come from TVM's operator library: correct, vectorised, not yet tuned.
+
+Kernels of our own arrive scheduled (attribute ``xnorc.scheduled``) and are left alone. Per-core schedules of the float
+operators have their place here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+
+from ..targets import Target
+from .kernels import float_calls
+
+PARALLEL_WORK = 1 << 18
+"""Inner iterations from which on the outermost loop is worth a thread pool."""
+
+
+def schedule_all(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """Write the float kernels that were asked for, and schedule every function that is not scheduled yet."""
+    done = {}
+    for variable, func in mod.functions.items():
+        name = variable.name_hint
+        if float_calls.asked(func):
+            done[name] = float_calls.write(func, name, target)
+        else:
+            scheduled = func.attrs and "xnorc.scheduled" in func.attrs
+            done[name] = func if scheduled else schedule_default(func, target)
+    return tvm.IRModule(done)
+
+
+def schedule_default(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
+    """Inline elementwise producers with one reader; vectorise and spread the outer loop of what remains."""
+    schedule = s_tir.Schedule(tvm.IRModule({"main": func}), debug_mask="none")
+    root = schedule.get_sblock("root")
+    for block in schedule.get_child_blocks(root):
+        if schedule.get_consumers(block) and _is_spatial(schedule, block) and len(schedule.get_consumers(block)) == 1:
+            try:
+                schedule.compute_inline(block)
+            except s_tir.ScheduleError:
+                continue
+    for block in schedule.get_child_blocks(root):
+        _schedule_block(schedule, block, target.vector_bytes)
+    return schedule.mod["main"]
+
+
+def _is_spatial(schedule: s_tir.Schedule, block: Any) -> bool:
+    return all(var.iter_type == tirx.IterVar.DataPar for var in schedule.get(block).iter_vars)
+
+
+def _schedule_block(schedule: s_tir.Schedule, block: Any, vector_bytes: int) -> None:
+    node = schedule.get(block)
+    loops = schedule.get_loops(block)
+    kinds = [var.iter_type for var in node.iter_vars]
+    if len(kinds) != len(loops) or not loops or not all(isinstance(schedule.get(x).extent, tirx.IntImm) for x in loops):
+        return
+    extents = [int(schedule.get(loop).extent) for loop in loops]
+    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == tirx.IterVar.DataPar]
+    reduction = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == tirx.IterVar.CommReduce]
+    if not spatial or len(spatial) + len(reduction) != len(loops):
+        return
+    size = 1
+    for extent in extents:
+        size *= extent
+    try:
+        if reduction:
+            _schedule_reduction(schedule, block, spatial, reduction, size)
+        else:
+            fused = schedule.fuse(*spatial)
+            _vectorize(schedule, fused, vector_bytes // 4, size)
+    except s_tir.ScheduleError:
+        return
+
+
+def _vectorize(schedule: s_tir.Schedule, loop: Any, lanes: int, size: int) -> None:
+    if size < lanes:
+        return
+    outer, inner = schedule.split(loop, [None, lanes])
+    schedule.vectorize(inner)
+    if size >= PARALLEL_WORK:
+        schedule.parallel(outer)
+
+
+def _schedule_reduction(
+    schedule: s_tir.Schedule, block: Any, spatial: list[Any], reduction: list[Any], size: int
+) -> None:
+    """Keep the order of the sum (it is part of the result), start each output at its own loop, spread outer loops."""
+    outer = [loop for loop in spatial if int(schedule.get(loop).extent) > 1]
+    if size >= PARALLEL_WORK and outer:
+        schedule.parallel(outer[0])

@@ -1,0 +1,61 @@
+"""The memory plan: tensors that are alive together never overlap, and the arena is close to the lower bound."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xnorc.lower.plan import lives, lower_bound, plan
+from xnorc.lower.program import ALIGNMENT, Argument, Call, Program, Step, Tensor
+from xnorc.opset import TensorType
+
+
+def program_of(edges: list[tuple[list[int], int]], sizes: list[int]) -> Program:
+    """Step i reads the tensors of ``edges[i][0]`` and writes tensor ``edges[i][1]``."""
+    tensors = [Tensor(f"t{i}", TensorType((size,), np.dtype(np.uint8))) for i, size in enumerate(sizes)]
+    steps = [
+        Step(f"s{i}", "Op", [], [Call("k", [Argument("tensor", r) for r in reads], [write])])
+        for i, (reads, write) in enumerate(edges)
+    ]
+    return Program("m", tensors, [], [], steps, [], None)
+
+
+@st.composite
+def programs(draw):
+    count = draw(st.integers(1, 12))
+    sizes = draw(st.lists(st.integers(1, 5000), min_size=count, max_size=count))
+    edges = []
+    for i in range(count):
+        reads = draw(st.lists(st.integers(0, i - 1), max_size=2, unique=True)) if i else []
+        edges.append((reads, i))
+    return program_of(edges, sizes)
+
+
+@settings(deadline=None, max_examples=200)
+@given(programs())
+def test_tensors_alive_together_do_not_overlap(program):
+    plan(program)
+    alive = lives(program)
+    for a, b in itertools.combinations(alive, 2):
+        if a.first <= b.last and b.first <= a.last:
+            start_a, start_b = program.tensors[a.tensor].place, program.tensors[b.tensor].place
+            assert start_a + a.bytes <= start_b or start_b + b.bytes <= start_a
+    assert all(program.tensors[life.tensor].place % ALIGNMENT == 0 for life in alive)
+    assert program.arena_bytes >= lower_bound(program)
+
+
+def test_a_chain_reaches_the_lower_bound():
+    sizes = [4096, 1024, 8192, 64, 2048]
+    program = program_of([([i - 1] if i else [], i) for i in range(5)], sizes)
+    plan(program)
+    assert program.arena_bytes == lower_bound(program) == 1024 + 8192
+
+
+def test_inputs_and_outputs_are_not_in_the_arena():
+    program = program_of([([], 0), ([0], 1)], [100, 100])
+    program.tensors[1].space = "output"
+    plan(program)
+    assert program.arena_bytes == 128
