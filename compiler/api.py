@@ -1,0 +1,221 @@
+"""The verbs of the Python API that work on ONNX models: ``optimize``, ``explain`` and ``compile``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from . import __version__, golden, targets
+from .errors import InputError, ModelError
+from .model import prepare, read_model, save_model, source_names
+from .package import GOLDEN, MAX_MODEL_INCLUDED, MODEL, PACKED, REPORT, Package, golden_bytes, model_bytes
+from .passes import Optimized, Options, Record, Status
+from .passes import optimize as run_passes
+from .samples import split
+from .targets import Target
+
+Model: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
+Progress = Callable[[str], None]
+
+GOLDEN_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the passes do with a model, node by node."""
+
+    records: list[Record]
+    """One a node of the model, in its order."""
+    source: dict[str, str]
+    """Node → torch module that it came from, where the exporter said so."""
+    parameter_bytes: int
+    """Size of the constants of the model as given."""
+    packed_bytes: int
+    """Size of the constants of the packed model."""
+    choices: dict[str, str]
+
+    def counts(self) -> dict[str, int]:
+        """Number of nodes by status; statuses that do not occur are left out."""
+        found = Counter(record.status.value for record in self.records)
+        return {status.value: found[status.value] for status in Status if found[status.value]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same facts for JSON; also the package's ``report.json``."""
+        return {
+            "nodes": [
+                {**asdict(record), "status": record.status.value, "source": self.source.get(record.node, "")}
+                for record in self.records
+            ],
+            "summary": {
+                "nodes": self.counts(),
+                "parameter_bytes": self.parameter_bytes,
+                "packed_bytes": self.packed_bytes,
+            },
+            "choices": self.choices,
+        }
+
+
+def optimize(
+    model: Model,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    sign_zero: int | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
+) -> Optimized:
+    """Pack a model: run the passes, and write the packed model to ``output`` if given.
+
+    ``shapes`` fixes dynamic inputs; ``sign_zero`` is the value of sign(0) (None: as the model says); ``check`` compares
+    the graph with ONNX Runtime after every pass. Raises ``ModelError`` when the model cannot be compiled.
+    """
+    result = _packed(_read(model, shapes), sign_zero, check, progress)
+    if output is not None:
+        save_model(result.model, output)
+    return result
+
+
+def explain(
+    model: Model,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    sign_zero: int | None = None,
+    progress: Progress | None = None,
+) -> Explanation:
+    """What would be packed, what not, and why. Takes the arguments of ``optimize``."""
+    given = _read(model, shapes)
+    return _explanation(given, _packed(given, sign_zero, False, progress))
+
+
+def optimize_and_explain(
+    model: Model,
+    *,
+    output: str | os.PathLike[str],
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    sign_zero: int | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
+) -> Explanation:
+    """``optimize`` and ``explain`` at the price of one."""
+    given = _read(model, shapes)
+    packed = _packed(given, sign_zero, check, progress)
+    save_model(packed.model, output)
+    return _explanation(given, packed)
+
+
+def compile(
+    model: Model,
+    target: str | Target = "host",
+    *,
+    output: str | os.PathLike[str] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    sign_zero: int | None = None,
+    name: str | None = None,
+    golden_inputs: Mapping[str, np.ndarray] | None = None,
+    progress: Progress | None = None,
+) -> Package:
+    """Compile a model for a target, and write the package to ``output`` if given.
+
+    ``name`` (default: after the file) names the library and its C functions. ``golden_inputs`` are samples to keep in the
+    package with the original model's outputs, by input name, the first axis counting samples; by default they are a few
+    seeded random ones. ``progress`` is called with the name of each stage as it begins.
+
+    Raises ``TargetError``, ``ModelError`` or ``UnsupportedError`` (naming the node) when this model cannot be compiled
+    for this target, ``InputError`` when the golden inputs do not fit, ``ToolError`` when the C compiler fails.
+    """
+    from .lower.build import compile_model
+
+    chosen = targets.get(target) if isinstance(target, str) else target
+    title = _identifier(model, name)
+    say = progress or (lambda stage: None)
+    say("reading the model")
+    given = _read(model, shapes)
+    packed = _packed(given, sign_zero, False, lambda stage: say(f"pass {stage}"))
+    built = compile_model(packed.model, chosen, title, say)
+    say("computing golden outputs")
+    kept = _golden(given, golden_inputs)
+    original = model.SerializeToString(deterministic=True) if isinstance(model, onnx.ModelProto) else model_bytes(model)
+    included = len(original) <= MAX_MODEL_INCLUDED
+    members = {f"lib/{file}": data for file, data in built.members.items()}
+    members[PACKED] = packed.model.SerializeToString(deterministic=True)
+    members[REPORT] = json.dumps(_explanation(given, packed).to_dict(), indent=1, sort_keys=True).encode()
+    members[GOLDEN] = golden_bytes(*kept)
+    if included:
+        members[MODEL] = original
+    manifest = {
+        **built.manifest,
+        "xnorc": __version__,
+        "name": title,
+        "target": chosen.name,
+        "machine": {"arch": chosen.arch, "features": sorted(chosen.features)},
+        "choices": packed.choices,
+        "model": {"sha256": hashlib.sha256(original).hexdigest(), "bytes": len(original), "included": included},
+    }
+    say("writing the package")
+    package = Package.of(f"{title}.xnorc" if output is None else output, members, manifest)
+    if output is not None:
+        package.save(output)
+    return package
+
+
+def _read(model: Model, shapes: Mapping[str, Sequence[int]] | None) -> onnx.ModelProto:
+    return prepare(model, shapes) if isinstance(model, onnx.ModelProto) else read_model(model, shapes)
+
+
+def _packed(model: onnx.ModelProto, sign_zero: int | None, check: bool, progress: Progress | None) -> Optimized:
+    return run_passes(model, Options(sign_zero=sign_zero), check, progress=progress)
+
+
+def _explanation(given: onnx.ModelProto, packed: Optimized) -> Explanation:
+    return Explanation(
+        packed.records, source_names(given), _constant_bytes(given), _constant_bytes(packed.model), packed.choices
+    )
+
+
+def _constant_bytes(model: onnx.ModelProto) -> int:
+    tensors = list(model.graph.initializer)
+    tensors += [attr.t for node in model.graph.node if node.op_type == "Constant" for attr in node.attribute]
+    return sum(
+        int(np.prod(tensor.dims, dtype=np.int64)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in tensors
+        if tensor.data_type
+    )
+
+
+def _golden(
+    model: onnx.ModelProto, data: Mapping[str, np.ndarray] | None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    session = golden.session(model)
+    if data is None:
+        samples = [golden.random_inputs(model, seed) for seed in range(GOLDEN_SAMPLES)]
+        inputs = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+    else:
+        inputs = split(data, golden.random_inputs(model))
+    counts = {len(value) for value in inputs.values()}
+    if counts == {0}:
+        raise InputError("golden inputs: there are no samples")
+    runs = [golden.run(session, {name: value[index] for name, value in inputs.items()}) for index in range(max(counts))]
+    return inputs, {name: np.stack([run[name] for run in runs]) for name in runs[0]}
+
+
+def _identifier(model: Model, name: str | None) -> str:
+    """Name of the C library: what the caller says, else made of the file's name."""
+    if name is not None:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name) or name.lower().startswith("xnorc"):
+            raise ModelError(
+                f"name '{name}' must be a C identifier of at most 64 characters that does not start with xnorc"
+            )
+        return name
+    text = "model" if isinstance(model, onnx.ModelProto) else Path(model).stem
+    text = re.sub(r"[^A-Za-z0-9_]", "_", text)[:48] or "model"
+    return f"model_{text}" if not text[0].isalpha() or text.lower().startswith("xnorc") else text
