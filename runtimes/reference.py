@@ -1,0 +1,330 @@
+"""The two references of a validation, in ONNX Runtime: the original model and the packed one, with every tensor inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from .. import golden
+from ..opset import pack_bits, unpack_bits
+from .bounds import VIEWS, Analysis, Error, weight_errors
+from .compare import Flips, sign_flips
+
+if TYPE_CHECKING:
+    from ..package import Package
+
+_COMPARISONS = {"Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+# What a sign idiom is made of: the way from its result back to the sign itself leads through these only.
+_IDIOM = {
+    "Where",
+    "Cast",
+    "Not",
+    "Mul",
+    "Div",
+    "Add",
+    "Sub",
+    "Neg",
+    "Identity",
+    "Clip",
+    "Dropout",
+    "Equal",
+    "Or",
+    "And",
+}
+_FAR = 8
+_WITHOUT_CHOICE = "/before xnorc's choice of sign(0)"
+"""Behind the name of a tensor of the original: what it is without the user's choice."""
+
+
+class Reference:
+    """A model in ONNX Runtime; sessions are made once for each set of outputs."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.outputs = [output.name for output in model.graph.output]
+        self.nodes = {node.name: node for node in model.graph.node}
+        self.producer = {name: node for node in model.graph.node for name in node.output if name}
+        self.constants = {tensor.name for tensor in model.graph.initializer}
+        self.inputs = [info.name for info in model.graph.input if info.name not in self.constants]
+        self._sessions: dict[tuple[str, ...], Any] = {}
+
+    def __contains__(self, tensor: object) -> bool:
+        return tensor in self.producer or tensor in self.inputs
+
+    def run(self, feeds: Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The named tensors (default: the model's outputs) for one sample."""
+        wanted = tuple(dict.fromkeys(self.outputs if names is None else names))
+        computed = tuple(name for name in wanted if name in self.producer)
+        if computed not in self._sessions:
+            self._sessions[computed] = golden.session(self.model, list(computed))
+        values = golden.run(self._sessions[computed], feeds) if computed else {}
+        return {name: values[name] if name in values else np.asarray(feeds[name]) for name in wanted}
+
+    def before_sign(self, tensor: str) -> list[str]:
+        """What the sign in ``tensor`` was taken of: one tensor, two that were compared, or none when that is not known."""
+        frontier, seen = [tensor], set()
+        for _ in range(_FAR):
+            following: list[str] = []
+            for name in frontier:
+                node = self.producer.get(name)
+                if node is None or name in seen:
+                    continue
+                seen.add(name)
+                if node.op_type == "Sign":
+                    return [node.input[0]]
+                if node.op_type in _COMPARISONS:
+                    return list(node.input)
+                if node.op_type in _IDIOM:
+                    following += node.input
+            frontier = following
+        return []
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A packed tensor and the signs that it holds."""
+
+    packed: str
+    tensor: str
+    perm: list[int]
+    channels: int
+    before: tuple[str, ...]
+    """Tensors of the original that the margin is computed from; empty: the tensor itself."""
+
+
+class References:
+    """Original and packed model of a package, the origins between them, and the error analysis of each.
+
+    Where the user chose a value of sign(0) (`xnorc.sign_zero`), the packed model is another function than the model as
+    given: ``given`` is the latter, and ``original`` is it with the choice made, so that everything else must be equal as
+    ever. Without a choice the two are one.
+    """
+
+    def __init__(self, package: Package, model: onnx.ModelProto | None = None) -> None:
+        self.given = self.original = Reference(package.model() if model is None else model)
+        packed = package.packed()
+        self.packed = Reference(packed)
+        self.analysis = Analysis(packed)
+        self.tensors = [name for node in packed.graph.node for name in node.output if name]
+        metadata = {entry.key: entry.value for entry in packed.metadata_props}
+        self.origins: list[Origin] = []
+        self.unknown: list[str] = []
+        """Packed tensors whose original is not in the model: an older opset was converted, say."""
+        found = json.loads(metadata.get("xnorc.origins", "{}"))
+        self.choice = metadata.get("xnorc.sign_zero", "model")
+        """``model``, ``+1`` or ``-1``."""
+        self.chosen: list[str] = []
+        """Tensors of the original whose zeros the choice replaces."""
+        if self.choice != "model":
+            self._choose(found)
+        self.original_analysis = Analysis(self.original.model, original=True)
+        self._weight_errors: dict[str, Error] | None = None
+        for name in [tensor for tensor in self.tensors if tensor in found]:
+            entry = found[name]
+            if entry["tensor"] not in self.original:
+                self.unknown.append(name)
+                continue
+            before = tuple(self.original.before_sign(entry["tensor"]))
+            self.origins.append(Origin(name, entry["tensor"], entry["perm"], entry["channels"], before))
+        self.channels = {name: entry["channels"] for name, entry in found.items()}
+        self.shared = [name for name in self.tensors if name in self.original.producer and name not in found]
+        """Tensors that both models have under one name."""
+        self.signs = {
+            name: tuple(self.original.before_sign(name)) for name in self.shared if self._is_sign(self.packed, name)
+        }
+        """Signs that are floats in both models, and what each was taken of in the original."""
+
+    def _is_sign(self, reference: Reference, tensor: str) -> bool:
+        node = reference.producer.get(tensor)
+        return node is not None and node.op_type in ("Binarize", "Sign")
+
+    def _choose(self, origins: Mapping[str, Any]) -> None:
+        """Make the user's choice of sign(0) in a copy of the original.
+
+        It is made where the passes make it: in each `Sign` of constants, and in each tensor whose signs are packed or that
+        is a `Binarize` with the chosen zero; not in one packed twice (a sign that keeps its three values).
+        """
+        analysis = Analysis(self.given.model, original=True)
+        packed: dict[tuple[str, tuple[int, ...]], set[object]] = {}
+        for name, entry in origins.items():
+            if (node := self.packed.producer.get(name)) is not None:
+                inputs = [self.analysis.constants.get(source) for source in node.input]
+                what = tuple(source if v is None else v.tobytes() for source, v in zip(node.input, inputs, strict=True))
+                packed.setdefault((entry["tensor"], tuple(entry["perm"])), set()).add(what)
+        twice = {tensor for (tensor, _), ways in packed.items() if len(ways) > 1}
+        names = {tensor for tensor, _ in packed} - twice
+        for node in self.packed.model.graph.node:
+            zero = next((a.i for a in node.attribute if a.name == "zero"), 0)
+            if node.op_type == "Binarize" and zero == int(self.choice):
+                names.add(node.output[0])
+        model = onnx.ModelProto()
+        model.CopyFrom(self.given.model)
+        nodes: list[onnx.NodeProto] = []
+        for node in model.graph.node:
+            nodes.append(node)
+            for position, name in enumerate(node.output):
+                constant_sign = node.op_type == "Sign" and name in analysis.of_constants
+                if not name or not (name in names or constant_sign):
+                    continue
+                self.chosen.append(name)
+                before, mask, one = f"{name}{_WITHOUT_CHOICE}", f"{name}/not zero", f"{name}/sign(0)"
+                node.output[position] = before
+                model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(self.choice), one))
+                nodes.append(onnx.helper.make_node("Cast", [before], [mask], f"{name}/cast", to=onnx.TensorProto.BOOL))
+                nodes.append(onnx.helper.make_node("Where", [mask, before, one], [name], f"{name}/choice"))
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        self.original = Reference(model)
+
+    def zeros(self, values: Mapping[str, np.ndarray], weights: bool = False) -> int:
+        """How many signs of activations (or of weights) are 0 in the original and have the chosen value here."""
+        constants = self.original_analysis.of_constants
+        names = [name for name in self.chosen if (name in constants) is weights]
+        return sum(int((values[f"{name}{_WITHOUT_CHOICE}"] == 0).sum()) for name in names)
+
+    def choice_note(self, zeros: int, of_weights: int) -> str:
+        """The choice and its effect, in words."""
+        note = f"sign(0) = {self.choice} by choice: {zeros} zero{'' if zeros == 1 else 's'}"
+        return f"{note}, and {of_weights} of weights" if of_weights else note
+
+    def original_tensors(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Every tensor of the original, but for those that are none (sequences, optionals), and its inputs."""
+        skipped = ("Sequence", "Optional", "SplitToSequence", "If", "Loop", "Scan")
+        names = [
+            name
+            for node in self.original.model.graph.node
+            if not node.op_type.startswith(skipped)
+            for name in node.output
+            if name
+        ]
+        before = {name for origin in self.origins for name in origin.before}.union(*self.signs.values())
+        needed = [*self.original.outputs, *self.shared, *(origin.tensor for origin in self.origins)]
+        needed += before - self.original.constants
+        constants = self.original_analysis.constants
+        compared = {name: constants[name] for name in before & self.original.constants}
+        return {**feeds, **compared, **self.original.run(feeds, [*names, *needed])}
+
+    def original_errors(self, values: Mapping[str, np.ndarray]) -> dict[str, Error]:
+        """Bounds of the tensors of the original, given ``original_tensors``; see ``bounds``."""
+        if self._weight_errors is None:
+            self._weight_errors = self._find_weight_errors(values)
+        return self.original_analysis.run(values, given=self._weight_errors)[0]
+
+    def _find_weight_errors(self, values: Mapping[str, np.ndarray]) -> dict[str, Error]:
+        """How far the constant weights of the original are from those that the packed model has in their place."""
+        analysis, kept = self.original_analysis, self.analysis.constants
+        found: dict[str, Error] = {}
+        for node in analysis.nodes:
+            if node.op_type not in ("Conv", "Gemm", "MatMul") or node.domain not in ("", "ai.onnx"):
+                continue
+            for side in (1,) if node.op_type == "Conv" else (0, 1):
+                name = node.input[side]
+                if not analysis.is_constant(name):
+                    continue
+                weight = analysis.constants[name] if name in analysis.constants else values[name]
+                if weight.dtype != np.float32 or weight.ndim < 2 or np.array_equal(kept.get(name, ()), weight):
+                    continue
+                axis = 0
+                if node.op_type != "Conv":
+                    flag = "transB" if side else "transA"
+                    transposed = any(a.name == flag and a.i for a in node.attribute)
+                    axis = int(transposed) if side == 0 else int(not transposed)
+                error = weight_errors(weight, axis)
+                if error is not None:
+                    found[name] = np.maximum(found.get(name, 0.0), error)
+        return found
+
+    def packed_tensors(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Every tensor of the packed model, its inputs included."""
+        return {**feeds, **self.packed.run(feeds, self.tensors)}
+
+    def flips(self, origin: Origin, packed: np.ndarray, values: Mapping[str, np.ndarray]) -> tuple[Flips, np.ndarray]:
+        """Signs of ``packed`` that differ from the original's; see ``sign_flips``."""
+        tensor = values[origin.tensor].astype(np.float64)
+        margin = self.margin(origin.before, tensor.shape, values)
+        margin = np.abs(tensor) if margin is None else margin
+        flips, where = sign_flips(packed, tensor, margin, origin.perm, origin.channels)
+        if origin.tensor in self.chosen:
+            flips = replace(flips, ties=int((values[f"{origin.tensor}{_WITHOUT_CHOICE}"] == 0).sum()))
+        return flips, where
+
+    def lost_zeros(
+        self, origin: Origin, packed: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """Zeros of the original that the packed model does not have: a mask of bits, packed like the tensor.
+
+        A sign with three values is two packed tensors, `x ≥ 0` and `x > 0`; a zero is where they differ.
+        """
+        shape = (*packed[origin.packed].shape[:-1], origin.channels)
+        zero = np.transpose(values[origin.tensor], origin.perm).reshape(shape) == 0
+        if not zero.any():
+            return np.zeros_like(packed[origin.packed])
+        alike = [
+            unpack_bits(packed[other.packed], origin.channels)
+            for other in self.origins
+            if other.tensor == origin.tensor and other.perm == origin.perm
+        ]
+        alike = [bits for bits in alike if bits.shape == shape]
+        return pack_bits(zero & (np.all(alike, axis=0) | ~np.any(alike, axis=0)))
+
+    def margin(
+        self, before: Sequence[str], shape: tuple[int, ...], values: Mapping[str, np.ndarray]
+    ) -> np.ndarray | None:
+        """How far the original was from changing its sign, or None where what the sign was taken of is not known."""
+        if not before:
+            return None
+        first = values[before[0]].astype(np.float64)
+        second = values[before[1]].astype(np.float64) if len(before) > 1 else 0.0
+        distance = np.abs(first - second)
+        return distance if distance.shape == shape else None
+
+    def open_signs(
+        self, before: Sequence[str], values: Mapping[str, np.ndarray], errors: Mapping[str, Error],
+        packed_errors: Mapping[str, Error], shape: tuple[int, ...],
+    ) -> np.ndarray | None:  # fmt: skip
+        """Which signs of the original rounding leaves open for the packed model; None: not known.
+
+        The value before the sign is within ``errors`` of the exact one in the original, and within ``packed_errors`` in
+        the packed model, where that has the tensor. Where it has a threshold in its place, this was found by evaluating
+        the packed float chain, whose roundings are among the original's (the one of s·Σ for the many of Σ±s), so that the
+        original's own bound holds for it too. A sign can flip where the value is not farther from zero than both bounds
+        together; where both are 0, nothing is open.
+        """
+        margin = self.margin(before, shape, values)
+        if margin is None:
+            return None
+        bound: Error = 0.0
+        for name in before:
+            own = errors.get(name, 0.0)
+            floats = name in self.shared and name in packed_errors
+            bound = bound + own + (packed_errors[name] if floats else own)
+        bound = np.broadcast_to(np.asarray(bound, np.float64), shape)
+        return (margin <= bound) & (bound > 0)
+
+    def open_bits(
+        self, origin: Origin, values: Mapping[str, np.ndarray], errors: Mapping[str, Error],
+        packed_errors: Mapping[str, Error], packed_shape: tuple[int, ...],
+    ) -> np.ndarray | None:  # fmt: skip
+        """``open_signs`` of an origin, packed like its tensor."""
+        is_open = self.open_signs(origin.before, values, errors, packed_errors, values[origin.tensor].shape)
+        if is_open is None:
+            return None
+        return pack_bits(np.transpose(is_open, origin.perm).reshape(*packed_shape[:-1], origin.channels))
+
+    def nodes_of(self, step: Mapping[str, Any], tensor: str) -> list[onnx.NodeProto]:
+        """The nodes of a step that ``tensor`` depends on, in graph order, views between them included."""
+        names = set(step["nodes"])
+        found: set[str] = set()
+        waiting = [tensor]
+        while waiting:
+            node = self.packed.producer.get(waiting.pop())
+            if node is None or node.output[0] in found or not (node.name in names or node.op_type in VIEWS):
+                continue
+            found.add(node.output[0])
+            waiting += node.input
+        return [node for node in self.packed.model.graph.node if node.output[0] in found]
