@@ -1,0 +1,119 @@
+"""``xnorc explain`` and ``xnorc optimize``: what happens to a model before any target is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.markup import escape
+
+from .. import api
+from ..passes import Status
+from ..report import elide
+from .common import (
+    FILE,
+    check_writable,
+    console,
+    many,
+    model_options,
+    progress,
+    sign_zero_value,
+    size,
+    table,
+    verb,
+    write_json,
+)
+
+_LAYERS = ("Conv", "Gemm", "MatMul")
+_MAX_NAMES = 12
+_COLOURS = {"packed": "green", "fused": "green", "folded": "cyan", "removed": "cyan", "float": "yellow"}
+
+
+@verb("explain", "Say what would be packed, what not, and why.", "xnorc explain model.onnx")
+@click.argument("model", type=FILE)
+@model_options
+def explain_verb(
+    model: Path, shapes: tuple[tuple[str, tuple[int, ...]], ...], sign_zero: str | None, json_file: Path | None
+) -> None:
+    """Say for every node of an ONNX model whether it would be packed, and why.
+
+    \b
+    packed   runs on bits
+    fused    part of another node's kernel
+    folded   a constant, computed when compiling
+    removed  not needed
+    float    stays in float
+    """
+    check_writable(json_file)
+    with progress(f"explaining {model.name}") as say:
+        found = api.explain(model, shapes=dict(shapes), sign_zero=sign_zero_value(sign_zero), progress=say)
+    out = console()
+    shown = table("module, node" if any(found.source.values()) else "node", "op", "result", "why")
+    room = max(20, min(48, out.width * 28 // 100))
+    shown.columns[0].no_wrap = True
+    before = None
+    for record in found.records:
+        source = found.source.get(record.node, "")
+        name, status = escape(elide(record.node, room)), record.status.value
+        if source and source != record.node:
+            name = f"{escape(elide(source, room))}\n[dim]{name}[/]"
+        why = "[dim]as above[/]" if record.reason == before else escape(record.reason)
+        before = record.reason
+        shown.add_row(name, record.op, f"[{_COLOURS[status]}]{status}[/]", why)
+    out.print(shown)
+    out.print(escape(summary(found)))
+    if hint := _nothing_packed(found):
+        out.print(escape(hint))
+    write_json(json_file, {"model": model, **found.to_dict()})
+
+
+def summary(found: api.Explanation) -> str:
+    """Nodes by what happened to them, which of them stay in float, and sizes."""
+    counts = ", ".join(f"{count} {status}" for status, count in found.counts().items())
+    before, after = found.parameter_bytes, found.packed_bytes
+    ratio = f" ({before / after:.1f} times smaller)" if after and before >= 1.05 * after else ""
+    lines = [f"nodes: {counts}"]
+    floats = [record.node for record in found.records if record.status is Status.FLOAT]
+    if 0 < len(floats) < len(found.records):
+        names = list(dict.fromkeys(elide(found.source.get(node) or node, 40) for node in floats))
+        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        lines.append(f"in float: {', '.join(names[:_MAX_NAMES])}{more}")
+    return "\n".join([*lines, f"parameters: {size(before)} before, {size(after)} after{ratio}"])
+
+
+def _nothing_packed(found: api.Explanation) -> str:
+    """What to say of a model in which nothing is packed; nothing of others."""
+    if any(record.status is Status.PACKED for record in found.records):
+        return ""
+    layers = [record.op for record in found.records if record.op in _LAYERS]
+    if not layers:
+        return "nothing to pack: the model has no Conv, Gemm or MatMul"
+    return (
+        f"nothing to pack: of {many(len(layers), 'layer')} ({', '.join(sorted(set(layers)))}) none multiplies signs by "
+        "two-level weights. The table says what each lacks. A layer is packed when a sign of any form (sign, where, a "
+        "comparison) feeds it and its weights are +s or -s in each output channel."
+    )
+
+
+@verb("optimize", "Pack an ONNX model; the result still is ONNX.", "xnorc optimize model.onnx -o packed.onnx --check")
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, metavar="FILE", required=True, help="The packed ONNX file to write.")
+@click.option("--check", is_flag=True, help="Compare with ONNX Runtime after every pass.")
+@model_options
+def optimize_verb(
+    model: Path,
+    output: Path,
+    check: bool,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    sign_zero: str | None,
+    json_file: Path | None,
+) -> None:
+    """Pack an ONNX model; the result still runs in ONNX Runtime."""
+    check_writable(output, json_file)
+    with progress(f"optimizing {model.name}") as say:
+        found = api.optimize_and_explain(
+            model, output=output, shapes=dict(shapes), sign_zero=sign_zero_value(sign_zero), check=check, progress=say
+        )
+    click.echo(f"{output}: {size(output.stat().st_size)}")
+    click.echo(summary(found))
+    write_json(json_file, {"model": model, "output": output, **found.to_dict()})
