@@ -55,20 +55,23 @@ def compile_model(packed: onnx.ModelProto, target: Target, name: str, progress: 
     tensor_bytes = program.arena_bytes
     program.workspace_bytes = max(machine.workspace.values(), default=0)
     program.arena_bytes = max(tensor_bytes + MAX_THREADS * program.workspace_bytes, ALIGNMENT)
+    blob, offsets = codegen.weights(program)
     progress("linking")
     with tempfile.TemporaryDirectory(prefix="xnorc-") as temporary:
         folder = Path(temporary)
         (folder / "kernels.o").write_bytes(machine.object())
-        (folder / "weights.bin").write_bytes(codegen.weights(program)[0])
+        (folder / "weights.bin").write_bytes(blob)
         (folder / f"{name}.h").write_text(codegen.header(program))
-        text = codegen.source(program, tensor_bytes=tensor_bytes, max_threads=MAX_THREADS, weights_file="weights.bin")
+        text = codegen.source(
+            program, offsets, tensor_bytes=tensor_bytes, max_threads=MAX_THREADS, weights_file="weights.bin"
+        )
         (folder / "model.c").write_text(text)
         (folder / "this.c").write_text(codegen.runner_glue(program))
         members = link(folder, name, target)
-    return Built(members, describe(program, tensor_bytes))
+    return Built(members, describe(program, tensor_bytes, len(blob)))
 
 
-def describe(program: Program, tensor_bytes: int) -> dict[str, Any]:
+def describe(program: Program, tensor_bytes: int, weight_bytes: int) -> dict[str, Any]:
     """The part of the manifest that the program determines."""
     return {
         "tensors": [
@@ -94,7 +97,7 @@ def describe(program: Program, tensor_bytes: int) -> dict[str, Any]:
             "lower_bound_bytes": plan.lower_bound(program),
             "workspace_bytes": program.workspace_bytes,
             "max_threads": MAX_THREADS,
-            "weight_bytes": len(codegen.weights(program)[0]),
+            "weight_bytes": weight_bytes,
             "plan": [
                 {"tensor": life.tensor, "first": life.first, "last": life.last, "bytes": life.bytes,
                  "offset": program.tensors[life.tensor].place}

@@ -74,9 +74,9 @@ def header(program: Program) -> str:
     return "\n".join(lines)
 
 
-def source(program: Program, *, tensor_bytes: int, max_threads: int, weights_file: str) -> str:
-    """``model.c``. ``tensor_bytes`` is the part of the arena that tensors take: the workspace lies behind it."""
-    _, offsets = weights(program)
+def source(program: Program, offsets: Sequence[int], *, tensor_bytes: int, max_threads: int, weights_file: str) -> str:
+    """``model.c``. ``offsets``: of each constant in the weights file; ``tensor_bytes``: the part of the arena that
+    tensors take, with the workspace behind it."""
     name = program.name
 
     def pointer(argument: Argument) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from onnx import helper
@@ -29,27 +29,25 @@ Check = Callable[[list[Any], Sequence["np.ndarray | None"], dict[str, Any]], Non
 
 CHECKS: dict[str, Check] = {}
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-def check(*names: str) -> Callable[[Check], Check]:
-    """Decorator: ask the function, which raises ``ValueError`` to refuse, before TVM converts these ONNX operators."""
 
-    def add(function: Check) -> Check:
-        for name in names:
-            CHECKS[name] = function
+def _entry(table: dict[str, F], names: Sequence[str]) -> Callable[[F], F]:
+    def add(function: F) -> F:
+        table.update(dict.fromkeys(names, function))
         return function
 
     return add
+
+
+def check(*names: str) -> Callable[[Check], Check]:
+    """Decorator: ask the function, which raises ``ValueError`` to refuse, before TVM converts these ONNX operators."""
+    return _entry(CHECKS, names)
 
 
 def converter(*names: str) -> Callable[[Converter], Converter]:
     """Decorator: use the function for these ONNX operators."""
-
-    def add(function: Converter) -> Converter:
-        for name in names:
-            CONVERTERS[name] = function
-        return function
-
-    return add
+    return _entry(CONVERTERS, names)
 
 
 def shape_of(expr: Any) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ operators have their place here.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tvm
@@ -61,12 +62,10 @@ def _schedule_block(schedule: s_tir.Schedule, block: Any, vector_bytes: int) -> 
     reduction = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == tirx.IterVar.CommReduce]
     if not spatial or len(spatial) + len(reduction) != len(loops):
         return
-    size = 1
-    for extent in extents:
-        size *= extent
+    size = math.prod(extents)
     try:
         if reduction:
-            _schedule_reduction(schedule, block, spatial, reduction, size)
+            _schedule_reduction(schedule, spatial, size)
         else:
             fused = schedule.fuse(*spatial)
             _vectorize(schedule, fused, vector_bytes // 4, size)
@@ -83,10 +82,8 @@ def _vectorize(schedule: s_tir.Schedule, loop: Any, lanes: int, size: int) -> No
         schedule.parallel(outer)
 
 
-def _schedule_reduction(
-    schedule: s_tir.Schedule, block: Any, spatial: list[Any], reduction: list[Any], size: int
-) -> None:
-    """Keep the order of the sum (it is part of the result), start each output at its own loop, spread outer loops."""
+def _schedule_reduction(schedule: s_tir.Schedule, spatial: list[Any], size: int) -> None:
+    """Keep the order of the sum (it is part of the result); spread the outermost loop."""
     outer = [loop for loop in spatial if int(schedule.get(loop).extent) > 1]
     if size >= PARALLEL_WORK and outer:
         schedule.parallel(outer[0])

@@ -12,7 +12,7 @@ from tvm import relax
 from ..errors import UnsupportedError
 from ..opset import TensorType
 from .program import DTYPES, Argument, Call, Program, Step, Tensor
-from .relax import Importer, symbol
+from .relax import Importer, Item, symbol
 
 
 class Walker:
@@ -55,12 +55,16 @@ class Walker:
     def _tensor(self, kind: Any, name: str, space: Any = "arena", place: int = 0) -> int:
         shape = tuple(int(size) for size in kind.shape)
         if str(kind.dtype) not in DTYPES:
-            item = self.importer.items[min(len(self.importer.items) - 1, len(self.steps))]
+            item = self._current()
             raise UnsupportedError(
                 item.name, item.op, f"inside it is a tensor of {kind.dtype}; devices hold {', '.join(DTYPES)}"
             )
         self.tensors.append(Tensor(name, TensorType(shape, np.dtype(str(kind.dtype))), space, place))
         return len(self.tensors) - 1
+
+    def _current(self) -> Item:
+        """The node (or group) whose calls are being walked, for messages."""
+        return self.importer.items[min(len(self.importer.items) - 1, len(self.steps))]
 
     def _constant(self, value: np.ndarray) -> Argument:
         value = np.ascontiguousarray(value)
@@ -106,7 +110,7 @@ class Walker:
         if call.op == tvm.ir.Op.get("relax.reshape"):
             return self._value(call.args[0])
         if call.op != tvm.ir.Op.get("relax.call_tir"):
-            item = self.importer.items[min(len(self.importer.items) - 1, len(self.steps))]
+            item = self._current()
             raise UnsupportedError(
                 item.name, item.op, f"TVM does not lower {getattr(call.op, 'name', call.op)} to a kernel"
             )
