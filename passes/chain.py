@@ -14,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..golden import evaluate
-from ..opset import DOMAIN
+from ..opset import DOMAIN, REGISTRY
 from .base import Context, Status, constant, producer, static_shape
 
 ELEMENTWISE = frozenset({
@@ -23,14 +23,13 @@ ELEMENTWISE = frozenset({
 })  # fmt: skip
 RESHAPES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 """Operations that keep the row-major order of the elements."""
-ANCHORS = frozenset({"BinaryConv", "BinaryGemm"})
 _CHUNK = 1 << 22
 """Elements evaluated at a time, which bounds memory to some 100 MB whatever the layer's size."""
 
 
 def is_anchor(node: gs.Node | None) -> bool:
     """Whether ``node`` computes an integer accumulator."""
-    return node is not None and node.domain == DOMAIN and node.op in ANCHORS
+    return node is not None and node.domain == DOMAIN and REGISTRY[node.op].anchor
 
 
 def original_name(ctx: Context, node: gs.Node) -> str:

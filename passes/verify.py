@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from ..errors import ModelError, UnsupportedError, XnorcError
 from ..opset import DOMAIN, REGISTRY, TensorType, unpack_bits
 from .base import Context, Pass, constant, producer, static_shape
+from .chain import is_anchor
 from .graph import export_graph, import_graph
 
 
@@ -174,8 +175,8 @@ def _references(graph: gs.Graph, ctx: Context) -> list[str]:
     tensors = graph.tensors()
     problems = []
     for name, anchor in ctx.groups.items():
-        if name in nodes and (anchor not in nodes or nodes[anchor].op not in ("BinaryConv", "BinaryGemm")):
-            problems.append(f"node '{name}' belongs to the group of '{anchor}', which is no BinaryConv or BinaryGemm")
+        if name in nodes and (anchor not in nodes or not is_anchor(nodes[anchor])):
+            problems.append(f"node '{name}' belongs to the group of '{anchor}', which computes no accumulator")
     problems += [f"origin of unknown tensor '{name}'" for name in ctx.origins if name not in tensors]
     return problems
 

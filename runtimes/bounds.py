@@ -28,7 +28,8 @@ import numpy as np
 import onnx
 
 from .. import golden
-from ..opset import DOMAIN, pack_bits
+from ..opset import DOMAIN
+from .bound_ops import RULES, Use
 from .bound_rules import (
     FLUSH,
     FUNCTION,
@@ -161,19 +162,24 @@ class Analysis:
     def _own(
         self, node: onnx.NodeProto, values: Mapping[str, np.ndarray], errors: dict[str, Error], masks: dict[str, Any]
     ) -> None:
-        """Integer operators are exact; a sign near its threshold is open."""
-        x, output = node.input[0], node.output[0]
-        error = errors.get(x, 0.0)
-        if node.op_type == "Pack" and np.any(error):
-            perm = next(list(a.ints) for a in node.attribute if a.name == "perm")
-            margin = np.abs(values[x].astype(np.float64).transpose(perm) - self._value(node.input[1], values))
-            moved = np.broadcast_to(error, values[x].shape).transpose(perm)
-            masks[output] = pack_bits(margin <= 2 * moved)
-        elif node.op_type == "Binarize" and np.any(error):
-            errors[output] = np.where(np.abs(values[x]) <= 2 * np.asarray(error), 1.0, 0.0)
-        elif node.op_type == "BinaryMaxPool" and x in masks:
-            flip = np.zeros_like(self._value(node.input[1], values))
-            masks[output] = self._evaluate(node, [masks[x], flip])[0]
+        """An operator of ours, by the rules of ``bound_ops``."""
+        rule, output = RULES.get(node.op_type), node.output[0]
+        if rule is None or output not in values:
+            return
+        bound = rule(
+            Use(
+                node.op_type,
+                {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute},
+                [self._value(name, values) for name in node.input],
+                values[output],
+                [errors.get(name, 0.0) for name in node.input],
+                [masks.get(name) for name in node.input],
+            )
+        )
+        if bound.error is not None:
+            errors[output] = bound.error
+        if bound.mask is not None:
+            masks[output] = bound.mask
 
     def _standard(
         self, node: onnx.NodeProto, values: Mapping[str, np.ndarray], errors: Mapping[str, Error]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..opset import TensorType
+from ..opset import REGISTRY, TensorType
 
 DTYPES = ("float32", "int8", "uint8", "int32", "int64", "bool")
 """Element types of tensors on a device, in the order of ``xnorc_dtype`` in ``runtimes/c/xnorc.h``."""
@@ -85,4 +85,5 @@ class Program:
         """``integer`` when everything that the step writes is, ``mixed`` when an accumulator becomes float in it."""
         if all(self.tensors[i].type.dtype.kind in "iub" for i in step.writes):
             return "integer"
-        return "mixed" if step.op.startswith(("BinaryConv", "BinaryGemm")) else "float"
+        operator = REGISTRY.get(step.op.split("+")[0])
+        return "mixed" if operator is not None and operator.anchor else "float"

@@ -30,8 +30,6 @@ from .epilogue import Fused, read_epilogue
 from .kernel import Epilogue, KernelCall
 from .program import DTYPES
 
-ANCHORS = ("BinaryConv", "BinaryGemm")
-
 MAX_RANK = 8
 """Most axes of a tensor: ``XNORC_MAX_RANK`` of the C runtime."""
 
@@ -123,7 +121,7 @@ class Importer:
         fused_at: dict[int, Fused] = {}
         covered: set[int] = set()
         for node in nodes:
-            if node.op_type in ANCHORS and node.domain == DOMAIN:
+            if node.domain == DOMAIN and REGISTRY[node.op_type].anchor:
                 group = [n for n in members.get(node.name, []) if n is not node]
                 fused = read_epilogue(node, group, self.constants, shapes)
                 covered |= {id(n) for n in fused.nodes}
@@ -264,14 +262,12 @@ def _reason(error: Exception) -> str:
 
 def count_macs(node: onnx.NodeProto, types: dict[str, TensorType]) -> int:
     """Multiply-accumulates of a node (0 for operators that have none)."""
-    if node.op_type in ("Conv", "BinaryConv"):
-        out, weight = types[node.output[0]].shape, types[node.input[1]].shape
-        if node.op_type == "Conv":
-            return int(np.prod(out)) * int(np.prod(weight[1:]))
+    if node.domain == DOMAIN:
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        return int(np.prod(out)) * int(np.prod(weight[1:3])) * attrs["channels"] // attrs["group"]
-    if node.op_type == "BinaryGemm":
-        return int(np.prod(types[node.output[0]].shape)) * helper.get_attribute_value(node.attribute[0])
+        return REGISTRY[node.op_type].macs([types[name] for name in node.input], types[node.output[0]], attrs)
+    if node.op_type == "Conv":
+        out, weight = types[node.output[0]].shape, types[node.input[1]].shape
+        return int(np.prod(out)) * int(np.prod(weight[1:]))
     if node.op_type in ("Gemm", "MatMul"):
         left = types[node.input[0]].shape
         trans = any(a.name == "transA" and a.i for a in node.attribute)

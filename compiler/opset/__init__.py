@@ -3,9 +3,15 @@
 ``REGISTRY`` maps an operator's name to its declaration; ``docs/operators.md`` describes them for readers.
 """
 
-from . import conv, gemm, pack, pool  # noqa: F401  (importing a family registers its operators)
+import importlib
+import pkgutil
+
 from .base import DOMAIN, IR_VERSION, REGISTRY, STANDARD_OPSET, VERSION, Attrs, Operator, TensorType, functions
 from .bits import pack_bits, packed_bytes, to_signs, unpack_bits
+
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    if not _module.startswith("_"):
+        importlib.import_module(f".{_module}", __name__)  # importing a family registers its operators
 
 __all__ = [
     "DOMAIN",

@@ -55,6 +55,8 @@ class Operator:
     """``module:function`` under ``xnorc.lower.kernels`` that makes the TIR kernel."""
     packed_output: ClassVar[bool] = False
     """Whether the output holds bits packed along its last axis."""
+    anchor: ClassVar[bool] = False
+    """Whether the output is an int32 accumulator, channels last, whose kernel computes an epilogue too."""
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
@@ -65,6 +67,11 @@ class Operator:
     def reference(cls, inputs: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
         """The operator's meaning, in NumPy. Slow and plain on purpose."""
         raise NotImplementedError
+
+    @classmethod
+    def macs(cls, inputs: Sequence[TensorType], output: TensorType, attrs: Attrs) -> int:
+        """Multiply-accumulates of the layer that the operator computes, of whatever width."""
+        return 0
 
     @classmethod
     def check_attributes(cls, attrs: Attrs, node: str = "") -> None:

@@ -64,6 +64,13 @@ class BinaryConv(Operator):
     """
     )
     kernel = "conv:binary_conv"
+    anchor = True
+
+    @classmethod
+    def macs(cls, inputs: Sequence[TensorType], output: TensorType, attrs: Attrs) -> int:
+        """Outputs times kernel positions times channels of a group."""
+        _, height, width, _ = inputs[1].shape
+        return int(np.prod(output.shape)) * height * width * attrs["channels"] // attrs["group"]
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:

@@ -45,6 +45,12 @@ class BinaryGemm(Operator):
     """
     )
     kernel = "gemm:binary_gemm"
+    anchor = True
+
+    @classmethod
+    def macs(cls, inputs: Sequence[TensorType], output: TensorType, attrs: Attrs) -> int:
+        """Outputs times k."""
+        return int(np.prod(output.shape)) * int(attrs["k"])
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:

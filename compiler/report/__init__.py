@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..opset import REGISTRY
 from . import pictures
 from .text import amount, elide, size
 from .validation import view
@@ -84,7 +85,7 @@ def _step(manifest: Mapping[str, Any], step: Mapping[str, Any]) -> dict[str, Any
         "nodes": step["nodes"],
         "writes": ", ".join(f"{tensor['dtype']} {_shape(tensor)}" for tensor in tensors),
         "bytes": written,
-        "binary": step["op"].startswith("Binary"),
+        "binary": step["op"].split("+")[0] in REGISTRY,
         "output": any(index in manifest["outputs"] for index in step["writes"]),
     }
 

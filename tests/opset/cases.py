@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +54,13 @@ def pack_case(rng: np.random.Generator, *, shape=(2, 19, 4, 5), perm=(0, 2, 3, 1
 
 
 def cases(seed: int = 0) -> Iterator[Case]:
-    """A spread of every operator, the hard cases included."""
+    """A spread of every operator, the hard cases included: these and those of the files ``cases_*.py`` beside this one."""
+    yield from _bit_cases(seed)
+    for path in sorted(Path(__file__).parent.glob("cases_*.py")):
+        yield from importlib.import_module(f".{path.stem}", __package__).cases(seed)
+
+
+def _bit_cases(seed: int) -> Iterator[Case]:
     rng = np.random.default_rng(seed)
     yield conv_case(rng)
     yield conv_case(rng, channels=64, out=64, h=14, w=14)
