@@ -6,7 +6,7 @@ import functools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,9 +36,12 @@ class QemuDevice(Device):
 class QemuSession(Session):
     """A runner in a private folder; every exchange starts QEMU once."""
 
-    def __init__(self, device: str, package: Package, threads: int) -> None:
+    def __init__(
+        self, device: str, package: Package, threads: int, *, program: str | None = None, arguments: Sequence[str] = ()
+    ) -> None:
+        """``program``: a QEMU other than that of ``find_qemu``; ``arguments``: more of its own options."""
         super().__init__(device, package, threads)
-        program = find_qemu(package.target.arch)
+        program = find_qemu(package.target.arch) if program is None else program
         wanted = package.target.qemu_cpu
         cpu = wanted if wanted in known_cpus(program) else "max"
         if cpu != wanted:
@@ -51,7 +54,7 @@ class QemuSession(Session):
         except BaseException:
             self.close()
             raise
-        self._command = [program, "-cpu", cpu, str(self._runner)]
+        self._command = [program, "-cpu", cpu, *arguments, str(self._runner)]
 
     def exchange(
         self, mode: Mode, request: bytes | memoryview, count: int, progress: Callable[[int], None] | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
-from ..package import load
+from ..package import Package, load
 from .common import FILE, check_writable, console, device_options, progress, read_feeds, verb, write_json
 
 
@@ -57,13 +57,23 @@ def run_verb(package: Path, input_file: Path, output: Path, device: str, threads
     "--repeats", type=click.IntRange(1), default=50, show_default="50", metavar="N", help="Runs that are timed."
 )
 @click.option("--warmup", type=click.IntRange(0), default=5, show_default="5", metavar="N", help="Runs before those.")
+@click.option(
+    "--cycles",
+    is_flag=True,
+    help="With --device qemu: count instructions exactly and model the board's cycles (needs Debian's qemu-user and llvm).",
+)
 @device_options
-def bench_verb(package: Path, repeats: int, warmup: int, device: str, threads: int, json_file: Path | None) -> None:
+def bench_verb(
+    package: Path, repeats: int, warmup: int, cycles: bool, device: str, threads: int, json_file: Path | None
+) -> None:
     """Measure how long each step of a compiled model takes."""
     from ..runtimes.bench import show
 
     check_writable(json_file)
     loaded = load(package)
+    if cycles:
+        _model_cycles(loaded, device, threads, json_file)
+        return
     with progress(f"timing {loaded.name} on {device}") as say:
         result = loaded.bench(
             device,
@@ -72,5 +82,16 @@ def bench_verb(package: Path, repeats: int, warmup: int, device: str, threads: i
             warmup=warmup,
             progress=lambda done, total: say(f"{done} of {total}"),
         )
+    show(result, console())
+    write_json(json_file, result.to_json())
+
+
+def _model_cycles(package: Package, device: str, threads: int, json_file: Path | None) -> None:
+    from ..runtimes.cycles import model_cycles, show
+
+    if device != "qemu" or threads != 1:
+        raise InputError("--cycles models one thread on an emulated board: use it with --device qemu and --threads 1")
+    with progress(f"counting the instructions of {package.name}"):
+        result = model_cycles(package)
     show(result, console())
     write_json(json_file, result.to_json())
