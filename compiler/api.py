@@ -18,6 +18,7 @@ import onnx
 from . import __version__, golden, targets
 from .errors import InputError, ModelError
 from .model import prepare, read_model, save_model, source_names
+from .operations import Operations, of_float_model, of_packed_model
 from .package import GOLDEN, MAX_MODEL_INCLUDED, MODEL, PACKED, REPORT, Package, golden_bytes, model_bytes
 from .passes import Optimized, Options, Record, Status
 from .passes import optimize as run_passes
@@ -42,6 +43,10 @@ class Explanation:
     """Size of the constants of the model as given."""
     packed_bytes: int
     """Size of the constants of the packed model."""
+    operations: Operations | None
+    """What one run of the model would take in float; None where shapes depend on data."""
+    packed_operations: Operations | None
+    """What one run of the packed model takes."""
     choices: dict[str, str]
 
     def counts(self) -> dict[str, int]:
@@ -60,6 +65,8 @@ class Explanation:
                 "nodes": self.counts(),
                 "parameter_bytes": self.parameter_bytes,
                 "packed_bytes": self.packed_bytes,
+                "operations": self.operations and self.operations.to_dict(),
+                "packed_operations": self.packed_operations and self.packed_operations.to_dict(),
             },
             "choices": self.choices,
         }
@@ -177,8 +184,16 @@ def _packed(model: onnx.ModelProto, sign_zero: int | None, check: bool, progress
 
 
 def _explanation(given: onnx.ModelProto, packed: Optimized) -> Explanation:
+    gone = (Status.FOLDED, Status.REMOVED)
+    computed = [record.node for record in packed.records if record.status not in gone]
     return Explanation(
-        packed.records, source_names(given), _constant_bytes(given), _constant_bytes(packed.model), packed.choices
+        packed.records,
+        source_names(given),
+        _constant_bytes(given),
+        _constant_bytes(packed.model),
+        of_float_model(given, computed),
+        of_packed_model(packed.model),
+        packed.choices,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.markup import escape
@@ -10,6 +11,7 @@ from rich.markup import escape
 from .. import api
 from ..passes import Status
 from ..report import elide
+from ..report.text import amount
 from .common import (
     FILE,
     check_writable,
@@ -23,6 +25,9 @@ from .common import (
     verb,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from ..operations import Operations
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _MAX_NAMES = 12
@@ -78,7 +83,21 @@ def summary(found: api.Explanation) -> str:
         names = list(dict.fromkeys(elide(found.source.get(node) or node, 40) for node in floats))
         more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
         lines.append(f"in float: {', '.join(names[:_MAX_NAMES])}{more}")
-    return "\n".join([*lines, f"parameters: {size(before)} before, {size(after)} after{ratio}"])
+    lines.append(f"parameters: {size(before)} before, {size(after)} after{ratio}")
+    if found.operations and found.packed_operations and found.operations.total:
+        lines.append(_operations(found.operations, found.packed_operations))
+    return "\n".join(lines)
+
+
+def _operations(before: Operations, after: Operations) -> str:
+    """Products of floats before; after, those and a 64th of the products of bits."""
+    text = f"operations: {amount(before.total)} before, {amount(after.total)} after"
+    if after.bits:
+        ratio = f"{before.total / after.total:.1f} times fewer"
+        text += f" ({ratio}: {amount(after.floats)} of floats, {amount(after.bits)} of bits / 64)"
+    if after.repeated_bits:
+        text += f"; {amount(after.total_once)} with --sign-zero=+1"
+    return text
 
 
 def _nothing_packed(found: api.Explanation) -> str:

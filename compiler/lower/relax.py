@@ -23,6 +23,7 @@ from tvm import relax, te, tirx
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from ..errors import ModelError, UnsupportedError
+from ..operations import count_macs, tensor_types
 from ..opset import DOMAIN, REGISTRY, TensorType
 from ..targets import Target
 from .converters import CHECKS, CONVERTERS
@@ -42,20 +43,6 @@ def metadata(proto: Any, key: str) -> str | None:
 def symbol(text: str) -> str:
     """``text`` as a C identifier."""
     return re.sub(r"\W+", "_", text).strip("_") or "x"
-
-
-def tensor_types(model: onnx.ModelProto) -> dict[str, TensorType]:
-    """Type of every typed tensor of a model."""
-    graph = model.graph
-    types = {}
-    for value in [*graph.input, *graph.value_info, *graph.output]:
-        kind = value.type.tensor_type
-        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
-            shape = tuple(dim.dim_value for dim in kind.shape.dim)
-            types[value.name] = TensorType(shape, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)))
-    for tensor in graph.initializer:
-        types[tensor.name] = TensorType(tuple(tensor.dims), np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)))
-    return types
 
 
 @dataclass(frozen=True)
@@ -258,21 +245,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, (ValueError, NotImplementedError)) and lines:
         return lines[-1]
     return f"TVM cannot convert this use of it ({type(error).__name__}: {lines[-1] if lines else ''})"
-
-
-def count_macs(node: onnx.NodeProto, types: dict[str, TensorType]) -> int:
-    """Multiply-accumulates of a node (0 for operators that have none)."""
-    if node.domain == DOMAIN:
-        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        return REGISTRY[node.op_type].macs([types[name] for name in node.input], types[node.output[0]], attrs)
-    if node.op_type == "Conv":
-        out, weight = types[node.output[0]].shape, types[node.input[1]].shape
-        return int(np.prod(out)) * int(np.prod(weight[1:]))
-    if node.op_type in ("Gemm", "MatMul"):
-        left = types[node.input[0]].shape
-        trans = any(a.name == "transA" and a.i for a in node.attribute)
-        return int(np.prod(types[node.output[0]].shape)) * (left[0] if trans else left[-1])
-    return 0
 
 
 def rounded_product(a: Any, b: Any) -> Any:

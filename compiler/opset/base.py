@@ -74,6 +74,11 @@ class Operator:
         return 0
 
     @classmethod
+    def factor_bits(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int]:
+        """Bits of the two factors of each of its multiplications, for operation counts; 32 for a float."""
+        return 1, 1
+
+    @classmethod
     def check_attributes(cls, attrs: Attrs, node: str = "") -> None:
         """Raise ``ModelError`` unless ``attrs`` has exactly the declared attributes with the declared types."""
         if set(attrs) != set(cls.attributes):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..opset import REGISTRY
 from . import pictures
 from .text import amount, elide, size
 from .validation import view
@@ -69,6 +68,7 @@ def render(package: Package, validation: Mapping[str, Any] | None = None) -> str
 
 def _step(manifest: Mapping[str, Any], step: Mapping[str, Any]) -> dict[str, Any]:
     from ..manifest import DTYPES
+    from ..opset import REGISTRY
 
     tensors = [manifest["tensors"][index] for index in step["writes"]]
     written = 0

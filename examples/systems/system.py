@@ -1,5 +1,10 @@
 """What every file of this folder says about its system: ``SYSTEM`` (or ``SYSTEMS``), a small network that is trained or
-filled for real, the paper's own architecture for sizes and operation counts, and what has been published."""
+filled for real, the paper's own architecture for sizes and operation counts, and what has been published.
+
+``registry.py`` finds the systems, ``train.py`` gives them weights, ``run.py`` takes one from training to the emulated Pi:
+
+    python examples/systems/run.py NAME
+"""
 
 from __future__ import annotations
 
@@ -40,7 +45,8 @@ class System:
     inputs: Callable[[], tuple[Tensor, ...]]
     """One sample (batch 1), seeded: the shapes that are exported."""
     packed_layers: int
-    """How many layers the system binarizes (or quantizes): so many must be packed, none left in float."""
+    """How many layers (Conv, Gemm, MatMul of the exported model, products of activations among them) the system binarizes
+    or quantizes: so many must be packed, none left in float."""
     task: str = "mnist"
     prepare: Callable[[Tensor], Tensor] | None = None
     """Images [N, 1, 28, 28] to what the network takes."""
