@@ -57,6 +57,8 @@ class Origin:
     tensor: str
     perm: list[int]
     channels: int
+    unsigned: bool = False
+    """Whether a zero of the original is the lower of two levels, a bit of 0, and not a third value."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Context:
     """Node → the anchor node (BinaryConv or BinaryGemm) whose kernel computes it too."""
     renamed: dict[str, str] = field(default_factory=dict)
     """Node made by a pass → the original node whose work it does."""
+    levels: dict[str, str] = field(default_factory=dict)
+    """Output of a Binarize made by a pass → the original tensor of two levels, the higher positive, that it is the sign of."""
     current: str = ""
     """Name of the running pass."""
     taken: set[str] = field(default_factory=set)

@@ -3,7 +3,8 @@
 Matches `Conv`, `Gemm` (`transB` too) and `MatMul` (either operand, a matrix) with a constant float32 weight in which every
 output channel holds only the magnitude s of that channel, up to 4 ulp of float32 around the mean (folding the
 weight chain of a straight-through estimator leaves 3 to 6 such "levels"), and an activation that is the output of a
-`Binarize`, seen through `MaxPool`, `Reshape`, `Flatten`, `Squeeze`, `Unsqueeze`, `Transpose` and `Pad`.
+`Binarize`, seen through `MaxPool`, `Reshape`, `Flatten`, `Squeeze`, `Unsqueeze`, `Transpose` and `Pad`, or an affine
+function of one that `sink_affine` can move behind the layer.
 Gives the same operator with weights ±1 and without a bias, then `Mul` by s per output channel (left out when all s are
 1), `Mul` by `alpha`, `Add` of the bias: the operator alone then computes integers.
 
@@ -24,6 +25,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..errors import ModelError
+from .affine_signs import sinkable
 from .base import Context, Pass, Status, add_constant, add_node, constant, producer
 from .graph import remove_node
 from .sign_residue import is_binarize
@@ -72,6 +74,9 @@ class BinaryWeights(Pass):
             found = binary_levels(np.asarray(constant(weight)), operand.axis)
             activation = node.inputs[1 - operand.index] if node.op != "Conv" else node.inputs[0]
             reason = _activation_obstacle(activation)
+            affine = None if reason is None else sinkable(node)
+            if affine is not None:  # signs with a scale or a shift, which sink_affine moves behind the layer, or cannot
+                reason = affine if isinstance(affine, str) else None
             if isinstance(found, str):
                 ctx.note(node, Status.FLOAT, found if reason else f"activations are binary, {found}")
             elif reason is not None:

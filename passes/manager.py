@@ -27,6 +27,7 @@ PASSES = (
     "recognise_sign",
     "clean",
     "binary_weights",
+    "sink_affine",
     "fold_affine",
     "split_bias",
     "pad_exact",

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..opset import DOMAIN, pack_bits
+from .affine_signs import sinkable
 from .base import Context, Origin, Pass, Status, add_constant, add_node, constant, consumers, producer, static_shape
 from .binary_layer import BinaryConvLayer, BinaryRowsLayer, read_layer
 from .bit_route import Route, Step
@@ -71,7 +72,8 @@ class _Packer:
                 continue
             layer = read_layer(node)
             if isinstance(layer, str):
-                self.ctx.note(node, Status.FLOAT, layer)
+                scaled = sinkable(node)
+                self.ctx.note(node, Status.FLOAT, scaled if isinstance(scaled, str) else layer)
             elif isinstance(layer, BinaryConvLayer):
                 self._conv(node, layer)
             else:
@@ -129,6 +131,8 @@ class _Packer:
         sign = route.binarize.outputs[0].name
         if sign not in self.ctx.made:
             self.ctx.origins[packed.name] = Origin(sign, list(route.perm), channels)
+        elif sign in self.ctx.levels:
+            self.ctx.origins[packed.name] = Origin(self.ctx.levels[sign], list(route.perm), channels, unsigned=True)
         return packed
 
     def _step(self, tensor: gs.Tensor, step: Step) -> gs.Tensor:

@@ -5,6 +5,8 @@ Matches (``sign_idioms.py`` and ``sign_residue.py`` hold the matchers)
 * `Where(x > 0, 1, -1)`: any of the four comparisons, the constant on either side, the levels in either order, `Not` and
   casts between; the levels may be ±a (a scalar or one per channel), which leaves `Mul(a)` behind the sign;
 * arithmetic on the comparison that ends in two levels ±a: `2·(x > 0) − 1`, `((x > 0) − 0.5)·2` and the like;
+* the same with two levels that are not opposite, and `sign(ReLU(x))`, which is 0 or 1, in front of a layer with constant
+  weights: `Binarize · (a − b)/2 + (a + b)/2`, if these give a and b exactly. ``sink_affine`` moves both behind the layer;
 * a comparison with c ≠ 0: `Binarize(Sub(x, c))`;
 * a sign whose zeros get a value: `Where(sign(x) == 0, 1, sign(x))`, the masked assignment `s[s == 0] = 1` (exported as
   `NonZero → Transpose → ScatterND`), `sign(x) + (x == 0)`;
@@ -18,8 +20,8 @@ cannot round to 0 or below; where it overflows, the infinity has the right sign.
 denormals between this Sub and the comparison; ``fuse_threshold`` removes the Sub on integers.) x must not be NaN.
 The residue is equal to s but for the rounding of s − y: taking s is what the network was trained to mean.
 
-Does not fire for dtypes other than float32, for a comparison of two variables, for levels that are not opposite (0 and 1), and
-for tensors of unknown shape. A `Sin` before the sign of an activation stays, in float.
+Does not fire for dtypes other than float32, for a comparison of two variables, for levels that are not opposite (0
+and 1) in front of anything else, and for tensors of unknown shape. A `Sin` before the sign of an activation stays, in float.
 
 The output tensor keeps its name.
 """
@@ -81,13 +83,16 @@ def _to_binarize(graph: gs.Graph, ctx: Context, node: gs.Node, found: Sign) -> b
         x = add_node(graph, ctx, "Sub", [x, limit], stands_for=node, shape=shape, dtype=dtype)
     if found.negate:
         x = add_node(graph, ctx, "Neg", [x], stands_for=node, shape=shape, dtype=dtype)
-    plain = found.coefficient is None
-    sign = add_node(
-        graph, ctx, "Binarize", [x], stands_for=node, domain=DOMAIN, output=out if plain else None, zero=found.zero
+    after = [(op, value) for op, value in (("Mul", found.coefficient), ("Add", found.offset)) if value is not None]
+    value = add_node(
+        graph, ctx, "Binarize", [x], stands_for=node, domain=DOMAIN, output=None if after else out, zero=found.zero
     )
-    if found.coefficient is not None:
-        factor = add_constant(ctx, f"{node.name}/level", found.coefficient)
-        add_node(graph, ctx, "Mul", [sign, factor], stands_for=node, output=out, shape=shape, dtype=dtype)
+    if found.coefficient is not None and (found.coefficient > 0).all():
+        ctx.levels[value.name] = out.name
+    for index, (op, number) in enumerate(after, start=1):
+        operand = add_constant(ctx, f"{node.name}/level", number)
+        end = out if index == len(after) else None
+        value = add_node(graph, ctx, op, [value, operand], stands_for=node, output=end, shape=shape, dtype=dtype)
     chosen = ctx.options.sign_zero is not None and found.zero == ctx.options.sign_zero and node.op == "Sign"
     extra = f", sign(0) = {found.zero:+d} as chosen" if chosen else ""
     ctx.note(node, Status.FLOAT, f"a sign ({found.idiom}{extra}) that nothing reads as bits")

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 
+from .affine_signs import feeds_layer
 from .base import constant, consumers, producer
 from .sign_residue import SameAs, is_binarize, match_residue
 
@@ -27,7 +28,7 @@ _DEPTH = 8
 
 @dataclass
 class Sign:
-    """A node that computes ``coefficient · Binarize(±(x − threshold), zero)``."""
+    """A node that computes ``coefficient · Binarize(±(x − threshold), zero) + offset``."""
 
     x: gs.Tensor
     zero: int
@@ -37,6 +38,8 @@ class Sign:
     negate: bool = False
     coefficient: np.ndarray | None = None
     """None: 1."""
+    offset: np.ndarray | None = None
+    """None: 0."""
     nodes: list[gs.Node] = field(default_factory=list)
     """Nodes of the idiom other than the matched one."""
 
@@ -68,7 +71,7 @@ def match(node: gs.Node, sign_zero: int | None = None) -> Sign | SameAs | None:
         return None
     if node.op == "Sign":
         return _match_sign(node, sign_zero)
-    for matcher in (_match_zero_fill, match_residue, _match_levels):
+    for matcher in (_match_zero_fill, match_residue, _match_levels, _match_two_levels):
         found = matcher(node)
         if found is not None:
             return found
@@ -99,8 +102,24 @@ def _match_sign(node: gs.Node, sign_zero: int | None) -> Sign | None:
             if zero == 0 and sign_zero is not None:
                 zero = sign_zero
             return Sign(binarize.inputs[0], zero, "sign of a sign", nodes=[*nodes, binarize])
+    if sign_zero is None and (rectified := _of_relu(node)) is not None:
+        return rectified
     x, clips = strip_clip(node.inputs[0])
     return Sign(x, 0 if sign_zero is None else sign_zero, "Sign", nodes=clips)
+
+
+def _of_relu(node: gs.Node) -> Sign | None:
+    """``sign(ReLU(x))`` in front of a layer: 1 for x > 0, else 0, which is ``0.5 · (x > 0 ? 1 : −1) + 0.5``."""
+    relu = producer(node.inputs[0])
+    if relu is None or relu.domain or relu.op not in ("Relu", "Clip") or not feeds_layer(node.outputs[0]):
+        return None
+    if relu.op == "Clip":
+        low = constant(relu.inputs[1]) if len(relu.inputs) > 1 and not relu.inputs[1].is_empty() else None
+        high = constant(relu.inputs[2]) if len(relu.inputs) > 2 and not relu.inputs[2].is_empty() else np.array(1)
+        if low is None or high is None or low.size != 1 or high.size != 1 or low.item() != 0 or high.item() <= 0:
+            return None
+    half = np.full(1, 0.5, np.float32)
+    return Sign(relu.inputs[0], -1, "sign of a ReLU", coefficient=half, offset=half, nodes=[relu])
 
 
 def _of_binarize(tensor: gs.Tensor) -> tuple[gs.Node, list[np.ndarray], list[gs.Node]] | None:
@@ -232,6 +251,47 @@ def _symmetric(tensor: gs.Tensor) -> _Levels | None:
     fits = np.isfinite(above).all() and (above != 0).all() and (above == -below).all()
     same_shape = levels.condition.x.shape is not None and list(levels.condition.x.shape) == list(tensor.shape)
     return levels if fits and same_shape else None
+
+
+def _two_levels(tensor: gs.Tensor) -> _Levels | None:
+    """The levels of ``tensor`` when they are two single float32 values, not opposite: 0 and 1, say."""
+    levels = _levels(tensor)
+    if levels is None or tensor.shape is None or levels.condition.x.shape is None:
+        return None
+    above, below = levels.above, levels.below
+    fits = above.dtype == below.dtype == np.float32 and above.size == below.size == 1
+    fits = fits and bool(np.isfinite(above).all() and np.isfinite(below).all() and (above != below).all())
+    return levels if fits and list(levels.condition.x.shape) == list(tensor.shape) else None
+
+
+def _match_two_levels(node: gs.Node) -> Sign | None:
+    """Two levels a and b in front of a layer: ``(a − b)/2`` times a sign, plus ``(a + b)/2``, where this is exact."""
+    levels = _two_levels(node.outputs[0]) if len(node.outputs) == 1 else None
+    if levels is None or not feeds_layer(node.outputs[0]):
+        return None
+    following = node
+    for _ in range(_DEPTH):
+        readers = consumers(following.outputs[0])
+        if len(readers) != 1 or len(readers[0].outputs) != 1 or _levels(readers[0].outputs[0]) is None:
+            break
+        following = readers[0]
+        if _symmetric(following.outputs[0]) is not None:
+            return None  # that node has the better form
+    above, below = (np.float64(level.reshape(()).item()) for level in (levels.above, levels.below))
+    half, middle = np.float32((above - below) / 2), np.float32((above + below) / 2)
+    if half + middle != np.float32(above) or middle - half != np.float32(below):
+        return None
+    condition, zero = levels.condition, 1 if levels.condition.equal_is_above else -1
+    return Sign(
+        condition.x,
+        zero if half > 0 else -zero,
+        "two levels by a comparison",
+        threshold=condition.threshold if condition.threshold.any() else None,
+        negate=bool(half < 0),
+        coefficient=np.abs(half).reshape(1),
+        offset=middle.reshape(1),
+        nodes=[other for other in levels.nodes if other is not node],
+    )
 
 
 def _match_levels(node: gs.Node) -> Sign | None:

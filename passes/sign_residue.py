@@ -61,10 +61,12 @@ def _if_same_shape(node: gs.Node, found: SameAs) -> SameAs | None:
 
 
 def _is_sign_like(tensor: gs.Tensor, depth: int = 3) -> bool:
-    """A Binarize output, or one times a scale."""
+    """A Binarize output, or one times a scale, or with a constant added: two levels."""
     node = producer(tensor)
     if node is None or is_binarize(tensor) or depth == 0:
         return is_binarize(tensor)
+    if node.op == "Add" and not node.domain and constant(node.inputs[1]) is not None:
+        return _is_sign_like(node.inputs[0], depth - 1)
     return node.op == "Mul" and not node.domain and any(_is_sign_like(t, depth - 1) for t in node.inputs)
 
 

@@ -65,8 +65,11 @@ class Reference:
         values = golden.run(self._sessions[computed], feeds) if computed else {}
         return {name: values[name] if name in values else np.asarray(feeds[name]) for name in wanted}
 
-    def before_sign(self, tensor: str) -> list[str]:
-        """What the sign in ``tensor`` was taken of: one tensor, two that were compared, or none when that is not known."""
+    def before_sign(self, tensor: str, unsigned: bool = False) -> list[str]:
+        """What the sign in ``tensor`` was taken of: one tensor, two that were compared, or none when that is not known.
+
+        ``unsigned``: the tensor has the levels 0 and more; of ``sign(ReLU(x))`` it is then x that decides.
+        """
         frontier, seen = [tensor], set()
         for _ in range(_FAR):
             following: list[str] = []
@@ -76,7 +79,9 @@ class Reference:
                     continue
                 seen.add(name)
                 if node.op_type == "Sign":
-                    return [node.input[0]]
+                    above = self.producer.get(node.input[0])
+                    clipped = unsigned and above is not None and above.op_type in ("Relu", "Clip")
+                    return [above.input[0] if clipped and above is not None else node.input[0]]
                 if node.op_type in _COMPARISONS:
                     return list(node.input)
                 if node.op_type in _IDIOM:
@@ -95,6 +100,8 @@ class Origin:
     channels: int
     before: tuple[str, ...]
     """Tensors of the original that the margin is computed from; empty: the tensor itself."""
+    unsigned: bool = False
+    """Whether a zero of the original is a bit of 0: the lower of two levels."""
 
 
 class References:
@@ -129,8 +136,9 @@ class References:
             if entry["tensor"] not in self.original:
                 self.unknown.append(name)
                 continue
-            before = tuple(self.original.before_sign(entry["tensor"]))
-            self.origins.append(Origin(name, entry["tensor"], entry["perm"], entry["channels"], before))
+            unsigned = bool(entry.get("unsigned", False))
+            before = tuple(self.original.before_sign(entry["tensor"], unsigned))
+            self.origins.append(Origin(name, entry["tensor"], entry["perm"], entry["channels"], before, unsigned))
         self.channels = {name: entry["channels"] for name, entry in found.items()}
         self.shared = [name for name in self.tensors if name in self.original.producer and name not in found]
         """Tensors that both models have under one name."""
@@ -248,6 +256,8 @@ class References:
         tensor = values[origin.tensor].astype(np.float64)
         margin = self.margin(origin.before, tensor.shape, values)
         margin = np.abs(tensor) if margin is None else margin
+        if origin.unsigned:
+            tensor = np.where(tensor > 0, 1.0, -1.0)
         flips, where = sign_flips(packed, tensor, margin, origin.perm, origin.channels)
         if origin.tensor in self.chosen:
             flips = replace(flips, ties=int((values[f"{origin.tensor}{_WITHOUT_CHOICE}"] == 0).sum()))
@@ -260,6 +270,8 @@ class References:
 
         A sign with three values is two packed tensors, `x ≥ 0` and `x > 0`; a zero is where they differ.
         """
+        if origin.unsigned:
+            return np.zeros_like(packed[origin.packed])
         shape = (*packed[origin.packed].shape[:-1], origin.channels)
         zero = np.transpose(values[origin.tensor], origin.perm).reshape(shape) == 0
         if not zero.any():
