@@ -185,7 +185,7 @@ def copy_bytes(target: Flat, place: Expr, source: Flat | None, offset: Expr, cou
     """``target[place:][:count] = source[offset:][:count]``, or zeros where ``source`` is None."""
 
     def copy(shift: Expr, lanes: int) -> None:
-        value = number(0, "uint8", lanes) if source is None else source.load(offset + shift, lanes)
+        value = number(0, target.dtype, lanes) if source is None else source.load(offset + shift, lanes)
         target.store(place + shift, value, lanes)
 
     bulk = count // widest if count > UNROLLED_COPY else 0

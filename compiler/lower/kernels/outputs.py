@@ -58,9 +58,7 @@ class Output:
             if threshold is None or flip is None:
                 raise UnsupportedError(fn.call.name, fn.call.op, "an epilogue of bits needs a threshold and a flip")
             self.channels = len(threshold)
-            table = limits(corrections[:, : self.channels], threshold, bits, total)
-            table = np.pad(table, ((0, 0), (0, self.width - self.channels)))  # limit 0: the tail bits stay zero
-            self.table = fn.constant("limits", table)
+            self.table = fn.constant("limits", self._limits(corrections, threshold, bits))
             if flip.any():
                 self.flips = fn.constant("flips", bytes_of_flags(flip))
         else:
@@ -72,6 +70,15 @@ class Output:
                 for i, s in enumerate(epilogue.steps)
             ]
         self.out = fn.output()
+
+    def _limits(self, corrections: np.ndarray, threshold: np.ndarray, bits: int) -> np.ndarray:
+        """What counts are compared with, ``[classes, width]``; channels past the last never fire."""
+        table = limits(corrections[:, : self.channels], threshold, bits, self.total)
+        return np.pad(table, ((0, 0), (0, self.width - self.channels)))  # limit 0: the tail bits stay zero
+
+    def _fires(self, count: Expr, limit: Expr) -> Expr:
+        """Whether the accumulators that ``count`` stands for reach their thresholds."""
+        return count < limit
 
     def _parameter(self, fn: Function, name: str, value: np.ndarray | int | None) -> Flat | None:
         if value is None:
@@ -109,7 +116,7 @@ class Output:
         row = math.ceil(self.channels / CHANNELS)
         flip = None if self.flips is None else T.Bind(self.flips.load(tile.block))
         for p, count in enumerate(tile.counts):
-            byte = byte_of(count < self._entry(tile, p), self.call.target, self.total)
+            byte = byte_of(self._fires(count, self._entry(tile, p)), self.call.target, self.total)
             place = (tile.image * self.pixels + tile.pixel + p) * row + tile.block
             self.out.store(place, byte if flip is None else byte ^ flip)
 
@@ -190,3 +197,20 @@ def apply(op: str, v: Expr, p: Expr, q: Expr, lanes: int) -> Expr:
     if op == "clip":
         return tirx.min(tirx.max(v, p), q)
     raise ValueError(f"unknown epilogue step '{op}'")
+
+
+class IntegerOutput(Output):
+    """For kernels whose tiles hold accumulators (int32) in place of counts."""
+
+    def __init__(self, fn: Function, width: int, pixels: int) -> None:
+        super().__init__(fn, np.zeros((1, width), np.int32), 0, "uint32", pixels)
+
+    def _limits(self, corrections: np.ndarray, threshold: np.ndarray, bits: int) -> np.ndarray:
+        never = np.iinfo(np.int32).max
+        return np.pad(threshold.astype(np.int32), (0, self.width - self.channels), constant_values=never)[None]
+
+    def _fires(self, count: Expr, limit: Expr) -> Expr:
+        return count >= limit
+
+    def _accumulators(self, tile: Finished) -> list[Expr]:
+        return tile.counts

@@ -1,0 +1,259 @@
+"""Products of 8-bit integers: ``IntegerConv``, ``IntegerGemm``, and those whose weights are rounded at run time.
+
+The work is cut as for bits (``product``): a task gathers the windows of a block of pixels, a byte a term, and runs over
+blocks of 8 channels. Rows are widened to 16 bits once a task, so that the inner loop loads what it multiplies; weights
+stay 8 bits in memory and are widened as they are read, once for the pixels of a tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from ..kernel import Kernel, KernelCall
+from .common import (
+    Expr,
+    Flat,
+    broadcast,
+    cast,
+    constant_input,
+    elements,
+    function,
+    intrinsic,
+    number,
+    outer_loop,
+    scratch,
+    tile_start,
+    tiles,
+)
+from .conv import segments_of
+from .outputs import Finished, IntegerOutput
+from .product import (
+    CHANNELS,
+    FEWEST_BLOCKS,
+    FEWEST_PIXELS,
+    MOST_PIXELS,
+    ROWS_BYTES,
+    TASKS,
+    Gather,
+    Plan,
+    Product,
+    emit_rows,
+    rows_of_task,
+    work,
+)
+
+PIXELS = 4
+"""Pixels of a tile: with 8 channels each, their accumulators fit the registers of every target."""
+GRAIN = 16
+"""Rows are padded with zeros to a multiple of so many terms."""
+_BIT_PRODUCTS = 16
+"""Bit operations that an 8-bit product costs about as much as: what ``work`` counts."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the inner loop: ``terms`` terms of 8 channels, laid out as ``[channel][term]`` of them."""
+
+    terms: int
+    product: Callable[[Expr, Flat, Expr], Expr]
+    """(weights of the step widened to 16 bits, row of a pixel, its offset) → 8 int32 sums."""
+
+
+def _pairs_avx2(weights: Expr, row: Flat, place: Expr) -> Expr:
+    pair = tirx.reinterpret("int32", row.load(place, 2))
+    both = tirx.reinterpret("int16x16", broadcast(pair, CHANNELS))
+    return intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", weights, both)
+
+
+def _single(weights: Expr, row: Flat, place: Expr) -> Expr:
+    value = broadcast(row.load(place), CHANNELS)
+    return cast(weights, "int32", CHANNELS) * cast(value, "int32", CHANNELS)
+
+
+def select(call: KernelCall) -> Step:
+    """pmaddwd multiplies and adds pairs; every other machine has a widening multiply-add (smlal) that LLVM finds."""
+    if call.target.arch == "x86_64" and "avx2" in call.target.features:
+        return Step(2, _pairs_avx2)
+    return Step(1, _single)
+
+
+def lay_out(rows: np.ndarray, length: int, terms: int) -> np.ndarray:
+    """Weights int8 ``[8·blocks, n]`` → ``[blocks, length / terms, 8, terms]``, zeros past ``n``."""
+    padded = np.pad(rows, ((0, 0), (0, length - rows.shape[1])))
+    return padded.reshape(-1, CHANNELS, length // terms, terms).transpose(0, 2, 1, 3)
+
+
+def plan(call: KernelCall, product: Product, length: int) -> Plan:
+    """Choose block sizes: as for bits, with rows of 16-bit terms."""
+    pixels = max(PIXELS, call.target.vector_bytes // 4) if call.epilogue.channels_first else PIXELS
+    _, lanes = tiles(product.pixels, pixels)
+    most = max(1, min(MOST_PIXELS, ROWS_BYTES // (2 * length)))
+    threads = work(product) >= 1 << 20
+    if threads:
+        most = min(most, max(FEWEST_PIXELS, -(-product.images * product.pixels // TASKS)))
+    rows = rows_of_task(product.pixels, lanes, most)
+    row_tasks = -(-product.pixels // rows)
+    blocks = product.weights.shape[0] // CHANNELS // len(product.segments)
+    others = product.images * row_tasks * len(product.segments)
+    each = blocks
+    if threads and others < TASKS:
+        each = max(-(-blocks // -(-TASKS // others)), min(blocks, FEWEST_BLOCKS))
+    return Plan(length, False, lanes, rows, row_tasks, each, -(-blocks // each))
+
+
+def _round_block(source: Flat, target: Flat, place: Expr, size: int, shift: Expr) -> None:
+    """``target[:size] = min(round(source[place:] / 2^shift), 2^(7−shift) − 1)``, ties to even."""
+    lanes = 16
+    one, zero = number(1, "int16", lanes), number(0, "int16", lanes)
+    k = T.Bind(broadcast(cast(shift, "int16"), lanes))
+    half = T.Bind((one << k) >> one)
+    greatest = T.Bind((number(128, "int16", lanes) >> k) - one)
+    with T.serial(0, size // lanes) as i:
+        w = T.Bind(cast(source.load(place + i * lanes, lanes), "int16", lanes))
+        quotient = T.Bind(w >> k)
+        rest = T.Bind(w - (quotient << k))
+        # With k = 0 there is no rest, and half is 0 as well: a rest of zero is no tie.
+        tie = tirx.all(rest == half, rest > zero, (quotient & one) > zero)
+        up = tirx.Select(tirx.Or(rest > half, tie), one, zero)
+        target.store(i * lanes, cast(tirx.min(quotient + up, greatest), "int8", lanes), lanes)
+
+
+def make(call: KernelCall, product: Product, switched: bool) -> Kernel:
+    """The kernel of a product with the call's epilogue. ``switched``: input 2 says how far weights are rounded."""
+    step = select(call)
+    size = product.weights.shape[1]
+    length = -(-size // GRAIN) * GRAIN
+    cut = plan(call, product, length)
+    segments = list(product.segments)
+    blocks = product.weights.shape[0] // CHANNELS // len(segments)
+    dtype = str(call.inputs[0].dtype)
+    with function(call) as fn:
+        source = fn.input(0)
+        stored = fn.constant("weights", lay_out(product.weights, length, step.terms))
+        shift = fn.input(2) if switched else None
+        starts = fn.constant("starts", np.array(segments, np.int32)) if len(segments) > 1 else None
+        output = IntegerOutput(fn, product.weights.shape[0], product.pixels)
+
+        spans = product.images * cut.row_tasks
+        with outer_loop(len(segments) * cut.block_tasks * spans, work(product)) as task:
+            span, share = task % spans, task // spans
+            image, row_task = span // cut.row_tasks, span % cut.row_tasks
+            segment, block_task = share // cut.block_tasks, share % cut.block_tasks
+            first = row_task * cut.rows
+            count = cut.rows if product.pixels % cut.rows == 0 else tirx.min(cut.rows, product.pixels - first)
+            tile_count = (count + (cut.lanes - 1)) // cut.lanes
+            offset = T.Bind(starts.load(segment)) if starts is not None else segments[0]
+
+            held = min(cut.rows, product.pixels) * length
+            gathered, rows = scratch(held, dtype), scratch(held, "int16")
+            emit_rows(product, cut, source, gathered, None, None, None, image, first, count, offset)
+            with T.serial(0, count * (length // GRAIN)) as i:
+                rows.store(i * GRAIN, cast(gathered.load(i * GRAIN, GRAIN), "int16", GRAIN), GRAIN)
+
+            rounded = scratch(CHANNELS * length, "int8") if shift is not None else None
+            k = None if shift is None else T.Bind(tirx.min(tirx.max(shift.load(0), 0), 7))
+            first_block = block_task * cut.blocks
+            share_blocks = cut.blocks if blocks % cut.blocks == 0 else tirx.min(cut.blocks, blocks - first_block)
+            with T.serial(0, share_blocks) as b:
+                block = T.Bind(segment * blocks + first_block + b)
+                weights, place = stored, block * (CHANNELS * length)
+                if rounded is not None:
+                    _round_block(stored, rounded, place, CHANNELS * length, k)
+                    weights, place = rounded, 0
+                with T.serial(0, tile_count) as t:
+                    pixel = T.Bind(tile_start(row_task * (cut.rows // cut.lanes) + t, product.pixels, cut.lanes))
+                    sums: list[Expr] = []
+                    for p in range(0, cut.lanes, PIXELS):
+                        many = min(PIXELS, cut.lanes - p)
+                        sums += _sums(step, weights, place, rows, (pixel - first + p) * length, many, length)
+                    output.store(Finished(sums, [0] * cut.lanes, image, pixel, block))
+    return fn.kernel()
+
+
+def _sums(step: Step, weights: Flat, place: Expr, rows: Flat, base: Expr, pixels: int, length: int) -> list[Expr]:
+    """The loop over a tile's terms: 8 sums for each pixel."""
+    total = scratch(CHANNELS * pixels, "int32")
+    for p in range(pixels):
+        total.store(p * CHANNELS, number(0, "int32", CHANNELS), CHANNELS)
+    unroll = 4 // step.terms
+    with T.serial(0, length // (step.terms * unroll)) as i:
+        for u in range(unroll):
+            term = (i * unroll + u) * step.terms
+            lanes = CHANNELS * step.terms
+            w = T.Bind(cast(weights.load(place + term * CHANNELS, lanes), "int16", lanes))
+            for p in range(pixels):
+                more = step.product(w, rows, base + p * length + term)
+                total.store(p * CHANNELS, total.load(p * CHANNELS, CHANNELS) + more, CHANNELS)
+    return [T.Bind(total.load(p * CHANNELS, CHANNELS)) for p in range(pixels)]
+
+
+def widen(weights: np.ndarray, group: int, segments: list[int], window: int) -> np.ndarray:
+    """Weights int8 ``[O, taps, C/group]`` placed in their segment's window: ``[8·blocks, taps·window]``, else zeros."""
+    out, taps, every = weights.shape
+    blocks = -(-out // CHANNELS)
+    wide = np.zeros((blocks * CHANNELS, taps, window), np.int8)
+    for o in range(out):
+        begin = o // (out // group) * every - segments[o // CHANNELS // (blocks // len(segments))]
+        wide[o, :, begin : begin + every] = weights[o]
+    return wide.reshape(len(wide), -1)
+
+
+def _conv(call: KernelCall, switched: bool) -> Kernel:
+    weights, attrs = constant_input(call, 1, "the weights"), call.attrs
+    group = int(attrs["group"])
+    images, height, width, channels = call.inputs[0].shape
+    out, kh, kw, every = weights.shape
+    (sh, sw), (dh, dw), pads = attrs["strides"], attrs["dilations"], tuple(attrs["pads"])
+    out_height = (height + pads[0] + pads[2] - dh * (kh - 1) - 1) // sh + 1
+    out_width = (width + pads[1] + pads[3] - dw * (kw - 1) - 1) // sw + 1
+    segments, window = segments_of(8 * channels, out, group)  # a term is a byte here
+    gather = Gather(
+        height=height, width=width, bytes=channels, out_width=out_width, kernel=(kh, kw), strides=(sh, sw),
+        dilations=(dh, dw), pads=pads,
+    )  # fmt: skip
+    wide = widen(weights.reshape(out, kh * kw, every), group, segments, window)
+    return make(call, _product(images, out_height * out_width, gather, window, segments, wide), switched)
+
+
+def _gemm(call: KernelCall, switched: bool) -> Kernel:
+    weights = constant_input(call, 1, "the weights")
+    size = weights.shape[1]
+    rows = elements(call.inputs[0]) // size
+    images = call.inputs[0].shape[0] if call.epilogue.channels_first else 1
+    pixels = rows // images
+    gather = Gather(height=1, width=pixels, bytes=size, out_width=pixels)
+    wide = np.pad(weights, ((0, -len(weights) % CHANNELS), (0, 0)))
+    return make(call, _product(images, pixels, gather, size, [0], wide), switched)
+
+
+def _product(images: int, pixels: int, gather: Gather, window: int, segments: list[int], wide: np.ndarray) -> Product:
+    return Product(
+        images=images, pixels=pixels, gather=gather, window=window, segments=segments, weights=wide, masks=None,
+        corrections=np.zeros((1, len(wide)), np.int32), bits=_BIT_PRODUCTS * math.prod(wide.shape[1:]),
+    )  # fmt: skip
+
+
+def integer_conv(call: KernelCall) -> Kernel:
+    """``IntegerConv`` with its epilogue."""
+    return _conv(call, False)
+
+
+def integer_gemm(call: KernelCall) -> Kernel:
+    """``IntegerGemm`` with its epilogue."""
+    return _gemm(call, False)
+
+
+def switched_conv(call: KernelCall) -> Kernel:
+    """``SwitchedConv`` with its epilogue."""
+    return _conv(call, True)
+
+
+def switched_gemm(call: KernelCall) -> Kernel:
+    """``SwitchedGemm`` with its epilogue."""
+    return _gemm(call, True)
