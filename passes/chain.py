@@ -14,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..golden import evaluate
-from ..opset import DOMAIN, REGISTRY
+from ..opset import DOMAIN, REGISTRY, TensorType
 from .base import Context, Status, constant, producer, static_shape
 
 ELEMENTWISE = frozenset({
@@ -152,27 +152,22 @@ def reachable(tensor: gs.Tensor) -> tuple[gs.Node, np.ndarray] | None:
     of the same convolution is even, as both have the same parity everywhere.
     """
     node = producer(tensor)
-    if is_anchor(node):
-        count, step = _terms(node)
-        return node, np.arange(-count, count + 1, step, dtype=np.int32)
+    if node is not None and is_anchor(node):
+        low, high, step = _reach(node)
+        return node, np.arange(low, high + 1, step, dtype=np.int32)
     if node is None or node.op != "Add" or node.domain or not all(is_anchor(producer(x)) for x in node.inputs):
         return None
     first, second = (x.inputs[0] for x in node.inputs)
-    (count, step), (other, other_step) = _terms(first), _terms(second)
-    same = first.op == second.op and first.attrs == second.attrs and first.inputs[1] is second.inputs[1]
+    (low, high, step), (other_low, other_high, other_step) = _reach(first), _reach(second)
+    same = first.op == second.op == "BinaryConv" and first.attrs == second.attrs and first.inputs[1] is second.inputs[1]
     step = 2 if same or step == other_step == 2 else 1
-    total = count + other
-    return second, np.arange(-total, total + 1, step, dtype=np.int32)
+    return second, np.arange(low + other_low, high + other_high + 1, step, dtype=np.int32)
 
 
-def _terms(anchor: gs.Node) -> tuple[int, int]:
-    """Largest accumulator of an anchor, and the distance between neighbouring values."""
-    if anchor.op == "BinaryGemm":
-        return int(anchor.attrs["k"]), 2
-    channels = anchor.attrs["channels"] // anchor.attrs["group"]
-    _, height, width, _ = static_shape(anchor.inputs[1])
-    zeros = anchor.attrs["pad_value"] == 0 and any(anchor.attrs["pads"])
-    return height * width * channels, 1 if zeros and channels % 2 else 2
+def _reach(anchor: gs.Node) -> tuple[int, int, int]:
+    """Lowest and highest accumulator of an anchor, and the distance between neighbouring values."""
+    types = [TensorType(static_shape(tensor), np.dtype(tensor.dtype)) for tensor in anchor.inputs]
+    return REGISTRY[anchor.op].reach(types, anchor.attrs)
 
 
 def trace_chain(tensor: gs.Tensor) -> Chain | str:

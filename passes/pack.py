@@ -49,10 +49,10 @@ class PackLayers(Pass):
 
     def run(self, graph: gs.Graph, ctx: Context) -> bool:
         """See the class."""
-        return _Packer(graph, ctx).run()
+        return Packer(graph, ctx).run()
 
 
-class _Packer:
+class Packer:
     """State of one run: what is already packed, so that it is shared."""
 
     def __init__(self, graph: gs.Graph, ctx: Context) -> None:
@@ -81,12 +81,12 @@ class _Packer:
         for node in dead_nodes(self.graph):
             remove_node(self.graph, node)
         for binarize, readers in self.readers.values():
-            self._note_sign(binarize, readers)
+            self.note_sign(binarize, readers)
         return bool(self.bits)
 
     # Activations
 
-    def _strict(self, binarize: gs.Node) -> tuple[int, ...]:
+    def strict(self, binarize: gs.Node) -> tuple[int, ...]:
         """For each pass over a layer whose input is this sign: whether zero is below the threshold."""
         zero = binarize.attrs["zero"]
         if zero:
@@ -97,14 +97,14 @@ class _Packer:
             self.passes[id(binarize)] = (0,) if alone else (0, 1)
         return self.passes[id(binarize)]
 
-    def _activations(self, route: Route, reader: gs.Node) -> list[gs.Tensor]:
+    def activations(self, route: Route, reader: gs.Node) -> list[gs.Tensor]:
         """The packed operand of a layer, once for each pass."""
         name = original_name(self.ctx, reader)
         self.readers.setdefault(id(route.binarize), (route.binarize, set()))[1].add(name)
         for step in route.steps:
             text = "maximum of signs, taken on bits" if step.kind == "pool" else "moves packed bits, not floats"
             absorbed(self.ctx, step.node, Status.PACKED if step.kind == "pool" else Status.FUSED, text)
-        return [self._walk(route, strict) for strict in self._strict(route.binarize)]
+        return [self._walk(route, strict) for strict in self.strict(route.binarize)]
 
     def _walk(self, route: Route, strict: int) -> gs.Tensor:
         key: Any = (id(route.binarize), strict, route.perm)
@@ -161,7 +161,7 @@ class _Packer:
         bits = pack_bits(np.moveaxis(layer.weights, 1, -1) > 0)
         weight = self._weight(node, "conv", bits)
         accumulators = []
-        for packed in self._activations(layer.route, node):
+        for packed in self.activations(layer.route, node):
             n, *spatial, count = static_shape(packed)
             if len(spatial) == 1:
                 packed = reshape(graph, ctx, packed, (n, 1, spatial[0], count), node)
@@ -183,7 +183,7 @@ class _Packer:
         accumulators = [
             add_node(self.graph, self.ctx, "BinaryGemm", [packed, weight], stands_for=node, domain=DOMAIN,
                      k=layer.weights.shape[1])
-            for packed in self._activations(rows.route, node)
+            for packed in self.activations(rows.route, node)
         ]  # fmt: skip
         self._float_tail(node, accumulators, None, None)
         self._note_layer(node, layer.describe(), rows.route)
@@ -221,13 +221,13 @@ class _Packer:
     # Records
 
     def _note_layer(self, node: gs.Node, text: str, route: Route) -> None:
-        twice = len(self._strict(route.binarize)) == 2
+        twice = len(self.strict(route.binarize)) == 2
         self.ctx.note(node, Status.PACKED, f"{text}; {TWO_PASSES}" if twice else text)
 
-    def _note_sign(self, binarize: gs.Node, readers: set[str]) -> None:
+    def note_sign(self, binarize: gs.Node, readers: set[str]) -> None:
         count = len(readers)
         text = f"packed into bits for {count} layer{'s' if count > 1 else ''}"
-        if len(self._strict(binarize)) == 2:
+        if len(self.strict(binarize)) == 2:
             text += f"; {TWO_PASSES}"
         if binarize.outputs:  # it was not dropped: something else reads the float signs
             names = [f"'{original_name(self.ctx, n)}'" for n in consumers(binarize.outputs[0])]

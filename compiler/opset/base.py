@@ -79,6 +79,14 @@ class Operator:
         return 1, 1
 
     @classmethod
+    def reach(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int, int]:
+        """Of an anchor: lowest and highest accumulator, and the distance between neighbouring values.
+
+        Every value that the accumulator can have is ``lowest + i·distance``; maybe not all of these can be had.
+        """
+        raise NotImplementedError(f"{cls.name} computes no accumulator")
+
+    @classmethod
     def check_attributes(cls, attrs: Attrs, node: str = "") -> None:
         """Raise ``ModelError`` unless ``attrs`` has exactly the declared attributes with the declared types."""
         if set(attrs) != set(cls.attributes):

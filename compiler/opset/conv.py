@@ -73,6 +73,15 @@ class BinaryConv(Operator):
         return int(np.prod(output.shape)) * height * width * attrs["channels"] // attrs["group"]
 
     @classmethod
+    def reach(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int, int]:
+        """The parity of the number of products, unless padded zeros take an odd number of them away."""
+        channels = int(attrs["channels"]) // int(attrs["group"])
+        _, height, width, _ = inputs[1].shape
+        zeros = attrs["pad_value"] == 0 and any(attrs["pads"])
+        count = height * width * channels
+        return -count, count, 1 if zeros and channels % 2 else 2
+
+    @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
         """``int32 [N, OH, OW, O]``."""
         x, w = inputs

@@ -53,6 +53,11 @@ class BinaryGemm(Operator):
         return int(np.prod(output.shape)) * int(attrs["k"])
 
     @classmethod
+    def reach(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int, int]:
+        """A sum of k products of ±1 has the parity of k."""
+        return -int(attrs["k"]), int(attrs["k"]), 2
+
+    @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
         """``int32 [..., O]``."""
         x, w = inputs
