@@ -6,6 +6,7 @@ reshape or transpose the bytes. ``perm`` always brings the channel axis to the e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from ..opset import DOMAIN, packed_bytes
 from .base import constant, producer, static_shape
-from .chain import RESHAPES, axis_after_reshape
+from .chain import ELEMENTWISE, RESHAPES, axis_after_reshape
 from .windows import Window, max_pool_window
 
 
@@ -108,7 +109,7 @@ def _through_reshape(node: gs.Node, tensor: gs.Tensor, perm: tuple[int, ...]) ->
     before, after = static_shape(node.inputs[0]), static_shape(tensor)
     axis = axis_after_reshape(after, perm[-1], before)
     if axis is None:
-        return f"{node.op} '{node.name}' does not keep the channel axis of the signs"
+        return _through_whole_bytes(node, perm, before, after)
     route = find_route(node.inputs[0], channels_last(len(before), axis))
     if isinstance(route, str):
         return route
@@ -117,13 +118,65 @@ def _through_reshape(node: gs.Node, tensor: gs.Tensor, perm: tuple[int, ...]) ->
     return _reordered(route, node, standard, perm)
 
 
+def _through_whole_bytes(
+    node: gs.Node, perm: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]
+) -> Route | str:
+    """A reshape that splits the channel axis, into heads say, or joins it with axes before it, at whole bytes."""
+    reason = f"{node.op} '{node.name}' does not keep the channel axis of the signs"
+    axis, small = perm[-1], after[perm[-1]]
+    first = next((j for j in range(axis, -1, -1) if (found := _span(after, j, axis, before)) is not None), None)
+    if first is not None and small % 8 == 0 and (found := _span(after, first, axis, before)) is not None:
+        route = find_route(node.inputs[0], channels_last(len(before), found))
+        rest = [i for i in range(len(after)) if not first <= i <= axis]
+        standard = (*rest, *range(first, axis + 1))
+    else:
+        joined = _span_of(before, after, axis)
+        if joined is None or before[joined[1]] % 8:
+            return reason
+        low, high = joined
+        rest = [i for i in range(len(before)) if not low <= i <= high]
+        route = find_route(node.inputs[0], (*rest, *range(low, high + 1)))
+        standard = channels_last(len(after), axis)
+    if isinstance(route, str):
+        return route
+    route = route.then(Step("reshape", node, _bytes_shape(after, standard)))
+    return _reordered(route, node, standard, perm)
+
+
+def _span(parts: Sequence[int], first: int, last: int, whole: Sequence[int]) -> int | None:
+    """The axis of ``whole`` that axes ``first`` to ``last`` of ``parts`` make together, or None."""
+    lead, size = math.prod(parts[:first]), math.prod(parts[first : last + 1])
+    return next((j for j, n in enumerate(whole) if n == size and math.prod(whole[:j]) == lead), None)
+
+
+def _span_of(parts: Sequence[int], whole: Sequence[int], axis: int) -> tuple[int, int] | None:
+    """The first and last axis of ``parts`` that axis ``axis`` of ``whole`` is made of, or None."""
+    for first in range(len(parts)):
+        for last in range(first, len(parts)):
+            if math.prod(parts[:first]) == math.prod(whole[:axis]) and (
+                math.prod(parts[first : last + 1]) == whole[axis]
+            ):
+                return first, last
+    return None
+
+
+def made_by_rows(tensor: gs.Tensor) -> bool:
+    """Whether ``tensor`` is a product of rows, or an elementwise function of one: its channels are the last axis."""
+    node = producer(tensor)
+    while node is not None and not node.domain and node.op in ELEMENTWISE:
+        live = [x for x in node.inputs if constant(x) is None and not x.is_empty()]
+        node = producer(live[0]) if live else None
+    return node is not None and node.op in ("MatMul", "Gemm", "BinaryGemm", "BinaryMatMul", "AndMatMul")
+
+
 def _home_axis(tensor: gs.Tensor) -> int | None:
     """The axis that holds the channels where the signs are taken (axis 1 there), as an axis of ``tensor``."""
     node = producer(tensor)
     if node is None:
         return None
     if node.op in ("Binarize", "MaxPool"):
-        return min(1, len(static_shape(tensor)) - 1)
+        last = len(static_shape(tensor)) - 1
+        return last if node.op == "Binarize" and made_by_rows(node.inputs[0]) else min(1, last)
     above = _home_axis(node.inputs[0]) if node.op in RESHAPES | {"Transpose"} else None
     if above is None:
         return None

@@ -107,7 +107,7 @@ class Packer:
         return [self._walk(route, strict) for strict in self.strict(route.binarize)]
 
     def _walk(self, route: Route, strict: int) -> gs.Tensor:
-        key: Any = (id(route.binarize), strict, route.perm)
+        key: Any = (id(route.binarize.inputs[0]), strict, route.perm)
         if key not in self.bits:
             self.bits[key] = self._pack(route, strict)
         tensor = self.bits[key]
