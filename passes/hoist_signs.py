@@ -24,7 +24,8 @@ class HoistSigns(Pass):
     are, and what is moved is bits. It fires where a product of two computed operands reads the sign, through any such
     moves, or where one made the value that the sign is taken of; every reader of the sign may stay as it is.
 
-    It does not fire elsewhere: the signs of a feature map are packed along its channels wherever it is moved.
+    It does not fire elsewhere: the signs of a feature map are packed along its channels wherever it is moved. Nor does it
+    pass a Reshape that cuts the last axis inside a byte.
     """
 
     name: ClassVar[str] = "hoist_signs"
@@ -40,8 +41,7 @@ class HoistSigns(Pass):
             if first is None or first.domain or first.op not in MOVES:
                 continue
             if _read_by_product(node.outputs[0]) or _made_by_product(node.inputs[0]):
-                _hoist(graph, ctx, node)
-                changed = True
+                changed |= _hoist(graph, ctx, node)
         for node in dead_nodes(graph):
             remove_node(graph, node)
         toposort(graph)
@@ -49,7 +49,9 @@ class HoistSigns(Pass):
 
 
 def _is_product(node: gs.Node | None) -> bool:
-    return node is not None and not node.domain and node.op == "MatMul" and all(constant(x) is None for x in node.inputs)
+    return (
+        node is not None and not node.domain and node.op == "MatMul" and all(constant(x) is None for x in node.inputs)
+    )
 
 
 def _read_by_product(tensor: gs.Tensor) -> bool:
@@ -67,14 +69,17 @@ def _made_by_product(tensor: gs.Tensor) -> bool:
     return _is_product(node)
 
 
-def _hoist(graph: gs.Graph, ctx: Context, node: gs.Node) -> None:
+def _hoist(graph: gs.Graph, ctx: Context, node: gs.Node) -> bool:
     moves: list[gs.Node] = []
     source = node.inputs[0]
     while (maker := producer(source)) is not None and not maker.domain and maker.op in MOVES:
+        before, after = static_shape(maker.inputs[0]), static_shape(source)
+        if maker.op != "Transpose" and before[-1:] != after[-1:] and (before[-1] % 8 or after[-1] % 8):
+            break
         moves.append(maker)
         source = maker.inputs[0]
-    if is_binarize(source):
-        return
+    if not moves or is_binarize(source):
+        return False
     output, zero = node.outputs[0], node.attrs["zero"]
     value = add_node(graph, ctx, "Binarize", [source], stands_for=node, domain=DOMAIN, zero=zero)
     for move in reversed(moves):
@@ -85,3 +90,4 @@ def _hoist(graph: gs.Graph, ctx: Context, node: gs.Node) -> None:
         absorbed(ctx, move, Status.FUSED, "moves signs, not what they are taken of")
     node.inputs.clear()
     remove_node(graph, node)
+    return True

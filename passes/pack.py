@@ -63,6 +63,7 @@ class Packer:
         self.readers: dict[int, tuple[gs.Node, set[str]]] = {}
 
     def run(self) -> bool:
+        """Pack every layer; returns whether there was one."""
         for node in list(self.graph.nodes):
             if node.op == "Binarize" and node.domain == DOMAIN:
                 _sign_before_flatten(self.graph, self.ctx, node)
@@ -225,6 +226,7 @@ class Packer:
         self.ctx.note(node, Status.PACKED, f"{text}; {TWO_PASSES}" if twice else text)
 
     def note_sign(self, binarize: gs.Node, readers: set[str]) -> None:
+        """Record a Binarize whose bits the named layers read."""
         count = len(readers)
         text = f"packed into bits for {count} layer{'s' if count > 1 else ''}"
         if len(self.strict(binarize)) == 2:

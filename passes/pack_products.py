@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -31,7 +31,7 @@ class _Flags:
 
 
 class PackProducts(Pass):
-    """``MatMul`` of two tensors of signs → ``BinaryMatMul``; of 0 and 1 by signs → ``AndMatMul``. Both are followed by ``Cast``.
+    """``MatMul`` of two tensors of signs → ``BinaryMatMul → Cast``; of 0 and 1 by signs → ``AndMatMul → Cast``.
 
     The operands are bits packed along the axis that is summed over: the right one is packed with a permutation. Their
     sums are integers below 2^24, so the accumulator is the original's float32 sum, whatever its order.
@@ -86,19 +86,40 @@ class _Products:
             self._refuse(node, reason, _is_bits(left) or _is_bits(right))
             return
         flags = _flags(left)
-        a = flags or find_route(left, tuple(range(rank)))
-        b = find_route(right, (*range(rank - 2), rank - 1, rank - 2))
+        a = flags or self._route(left, tuple(range(rank)), node)
+        b = self._route(right, (*range(rank - 2), rank - 1, rank - 2), node)
         if isinstance(a, str) or isinstance(b, str):
             reasons = [f"{side}: {why}" for side, why in (("left", a), ("right", b)) if isinstance(why, str)]
-            if zero_one(right) is not None:
+            if isinstance(b, str) and zero_one(_behind_moves(right)) is not None:
                 reasons[-1] = "right: it is 0 and 1, which xnorc packs on the left side only"
             self._refuse(node, "; ".join(reasons), len(reasons) == 1)
             return
         if shape[-1] * 4 >= 1 << 24:
             self._refuse(node, f"{shape[-1]} terms are more than float32 counts", True)
             return
-        first = self._pack_flags(a) if isinstance(a, _Flags) else self.packer.activations(a, node)
-        self._replace(node, first, self.packer.activations(b, node), isinstance(a, _Flags))
+        first = self._pack_flags(a) if isinstance(a, _Flags) else self._pack_signs(node, 0, a)
+        self._replace(node, first, self._pack_signs(node, 1, b), isinstance(a, _Flags))
+
+    def _route(self, tensor: gs.Tensor, perm: tuple[int, ...], node: gs.Node) -> Route | str:
+        """A way to the bits of an operand. Signs that were moved as floats are packed where they are, as signs of signs."""
+        found = find_route(tensor, perm)
+        binarize = producer(_behind_moves(tensor))
+        if not isinstance(found, str) or binarize is None or not is_binarize(binarize.outputs[0]):
+            return found
+        zero = binarize.attrs["zero"]
+        again = add_node(self.graph, self.ctx, "Binarize", [tensor], stands_for=node, domain=DOMAIN, zero=zero)
+        return find_route(again, perm)
+
+    def _pack_signs(self, node: gs.Node, side: int, route: Route) -> list[gs.Tensor]:
+        """The packed operand, once for each pass, with the original's tensor that it holds."""
+        operand = node.inputs[side]
+        rank = len(static_shape(operand))
+        perm = [*range(rank - 2), rank - 1, rank - 2] if side else list(range(rank))
+        packed = self.packer.activations(route, node)
+        for tensor in packed:
+            if operand.name not in self.ctx.made:
+                self.ctx.origins.setdefault(tensor.name, Origin(operand.name, perm, static_shape(operand)[perm[-1]]))
+        return packed
 
     def _replace(self, node: gs.Node, first: list[gs.Tensor], second: list[gs.Tensor], masked: bool) -> None:
         ctx, output = self.ctx, node.outputs[0]
@@ -148,7 +169,7 @@ class _Products:
                 stands_for=maker, domain=DOMAIN, perm=list(range(len(shape))), strict=int(found.strict),
             )  # fmt: skip
             if name not in ctx.made:
-                ctx.origins[packed.name] = Origin(name, list(range(len(shape))), keys)
+                ctx.origins[packed.name] = Origin(name, list(range(len(shape))), keys, unsigned=True)
             self.flags[id(flags.tensor)] = packed
             for node in found.nodes:
                 absorbed(ctx, node, Status.FUSED, f"0 and 1 ({found.idiom}), packed into bits")
@@ -172,6 +193,13 @@ class _Products:
             self.ctx.note(node, Status.FLOAT, f"a product of two computed operands that is not packed: {reason}")
         else:
             self.ctx.note(node, Status.FLOAT, "a product of two computed operands that are no signs")
+
+
+def _behind_moves(tensor: gs.Tensor) -> gs.Tensor:
+    """What Reshape and Transpose nodes moved."""
+    while (node := producer(tensor)) is not None and not node.domain and node.op in MOVES:
+        tensor = node.inputs[0]
+    return tensor
 
 
 def _is_bits(tensor: gs.Tensor) -> bool:
@@ -219,7 +247,7 @@ def _pack_before_moving(graph: gs.Graph, ctx: Context, pack: gs.Node) -> None:
     if origin is not None:  # the same signs, before they are moved
         place = origin.perm
         back = [perm.index(i) for i in range(rank)]
-        ctx.origins[packed.name] = Origin(origin.tensor, [place[i] for i in back], origin.channels)
+        ctx.origins[packed.name] = replace(origin, perm=[place[i] for i in back])
         ctx.origins[output.name] = origin
     add_node(
         graph, ctx, "Transpose", [packed], stands_for=pack, perm=perm, output=output, dtype=np.uint8,

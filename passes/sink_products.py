@@ -100,7 +100,7 @@ def _factor(node: gs.Node, side: int, moved: bool) -> np.ndarray | None:
     if node.op == "Neg":
         return np.array(-1, np.float32)
     known = [constant(x) for x in node.inputs]
-    if node.op == "Div" and known[1] is None or (known[0] is None) == (known[1] is None):
+    if (node.op == "Div" and known[1] is None) or (known[0] is None) == (known[1] is None):
         return None
     value = known[1] if known[0] is None else known[0]
     if value is None or value.dtype != np.float32 or not np.isfinite(value).all() or (value == 0).any():

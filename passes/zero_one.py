@@ -38,7 +38,7 @@ def zero_one(tensor: gs.Tensor) -> ZeroOne | None:
     * ``(sign + 1) / 2`` where the sign is never 0.
     """
     node = producer(tensor)
-    if node is None or node.domain and not is_binarize(tensor):
+    if node is None or (node.domain and not is_binarize(tensor)):
         return None
     if node.op == "Cast" and node.inputs[0].dtype == np.bool_ and _cast_to_float(node):
         return _with(_condition(node.inputs[0]), node) or _itself(tensor)
