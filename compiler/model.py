@@ -14,7 +14,7 @@ import onnx.inliner
 import onnx.version_converter
 from google.protobuf.message import DecodeError, EncodeError
 
-from . import golden, model_checks
+from . import golden, model_checks, qonnx
 from .errors import InputError, ModelError, XnorcError
 from .files import atomic_write
 from .golden import one_line
@@ -30,11 +30,13 @@ def read_model(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]]
     """Read an ONNX file, make sure that it can be compiled, and bring it into the form that the passes expect.
 
     ``shapes``: input name → sizes, for inputs with dynamic dimensions (a dynamic batch too). The result is
-    self-contained (no external data), of opset >= 18 and IR version 10, with model-local functions inlined, unique node
-    names, static input shapes and inferred shapes inside. Metadata of nodes stay.
+    self-contained (no external data), of opset >= 18 and IR version 10, with model-local functions inlined, operators of
+    QONNX translated (``qonnx.py``), unique node names, static input shapes and inferred shapes inside. Metadata of nodes
+    stay.
 
     Raises ``ModelError`` naming the file and what to do: missing, not ONNX, too large, opset out of range, unknown
-    operator, dynamic shape, unsafe or missing external data, NaN or infinite weights, inconsistent shapes.
+    operator, dynamic shape, a quantizer that cannot be translated, unsafe or missing external data, NaN or infinite
+    weights, inconsistent shapes.
     """
     path = Path(path)
     try:
@@ -60,11 +62,12 @@ def prepare(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None =
     opset = _standard_opset(model)
     model_checks.check_operators(model, opset)
     model = _inline(model)
+    held = qonnx.hold(model)
     _drop_default_inputs(model)
     set_shapes(model, shapes or {})
     _check(model)
     model_checks.check_values(model.graph)
-    model = _upgrade(model, opset)
+    model = qonnx.release(_upgrade(model, opset), held)
     _name_nodes(model)
     model = _infer(model)
     model.ir_version = IR_VERSION
@@ -315,7 +318,8 @@ def source_names(model: onnx.ModelProto) -> dict[str, str]:
         if not source and node.name.startswith("/"):
             source = _script_scope(node.name.split("/")[1:-1])
         if source:
-            found[node.name] = source
+            # The last part is of Brevitas' exporter, not of the network.
+            found[node.name] = source.removesuffix(".export_handler")
     return found
 
 

@@ -138,7 +138,9 @@ def stored_bytes(tensor: TensorProto) -> int:
 
 def check_operators(model: onnx.ModelProto, opset: int) -> None:
     """Raise ``ModelError`` for the first node whose operator is unknown: not of an ONNX opset, not a function of the
-    model, not of ``ai.xnorc``; or whose attributes the passes could not carry."""
+    model, not of ``ai.xnorc``, not one of QONNX that is translated; or whose attributes the passes could not carry."""
+    from . import qonnx  # which walks graphs by functions of this module
+
     versions = {"ai.onnx" if not item.domain else item.domain: item.version for item in model.opset_import}
     versions["ai.onnx"] = opset
     local = {(function.domain, function.name) for function in model.functions}
@@ -156,7 +158,11 @@ def check_operators(model: onnx.ModelProto, opset: int) -> None:
         if node.domain == DOMAIN:
             if node.op_type not in REGISTRY:
                 raise _unknown(name, f"{DOMAIN}.{node.op_type}", node.op_type, list(REGISTRY))
-        elif (node.domain, node.op_type) not in local:
+        elif (node.domain, node.op_type) in local:
+            continue
+        elif qonnx.is_qonnx(node):
+            qonnx.check(node, name)
+        else:
             _check_standard(name, node, versions)
 
 
