@@ -100,7 +100,8 @@ def release(model: onnx.ModelProto, held: dict[str, Held]) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     shapes = _shapes(model)
-    names = {name for node in model.graph.node for name in [node.name, *node.input, *node.output]}
+    titles = {node.name for node in all_nodes(model.graph)}
+    names = {name for node in all_nodes(model.graph) for name in [*node.input, *node.output]}
     names |= {tensor.name for tensor in model.graph.initializer} | {info.name for info in model.graph.input}
     del result.graph.node[:]
     for node in model.graph.node:
@@ -108,7 +109,7 @@ def release(model: onnx.ModelProto, held: dict[str, Held]) -> onnx.ModelProto:
         if item is None:
             result.graph.node.append(node)
             continue
-        parts = Parts(item, node, names, shapes.get(node.input[0]))
+        parts = Parts(item, node, titles, names, shapes.get(node.input[0]))
         OPERATORS[item.node.op_type].translate(parts)
         result.graph.node.extend(parts.finish())
         result.graph.initializer.extend(parts.initializers)

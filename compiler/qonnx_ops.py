@@ -40,13 +40,15 @@ def named(node: onnx.NodeProto) -> str:
 class Parts:
     """The nodes that one QONNX node becomes, as they are written one after the other."""
 
-    def __init__(self, item: Held, place: onnx.NodeProto, names: set[str], shape: list[int] | None) -> None:
+    def __init__(
+        self, item: Held, place: onnx.NodeProto, titles: set[str], names: set[str], shape: list[int] | None
+    ) -> None:
         self.item, self.shape = item, shape
         self.x = place.input[0]
         """The tensor that the next node reads."""
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[TensorProto] = []
-        self._place, self._names = place, names
+        self._place, self._titles, self._names = place, titles, names
         self._attributes = {attr.name: attr for attr in item.node.attribute}
 
     # What the node says.
@@ -102,7 +104,7 @@ class Parts:
 
     def constant(self, label: str, value: np.ndarray) -> str:
         """Name of a new initializer."""
-        name = self._fresh(f"{self.item.node.output[0]}/{label}")
+        name = _fresh(f"{self.item.node.output[0]}/{label}", self._names)
         self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
@@ -112,8 +114,9 @@ class Parts:
 
     def node(self, op: str, inputs: list[str], **attributes: object) -> str:
         """Append a node; ``x`` is its output from then on."""
-        self.x = self._fresh(f"{self.item.node.output[0]}/{op}")
-        self.nodes.append(helper.make_node(op, inputs, [self.x], self._fresh(f"{self._title()}/{op}"), **attributes))
+        self.x = _fresh(f"{self.item.node.output[0]}/{op}", self._names)
+        title = _fresh(f"{self._title()}/{op}", self._titles)
+        self.nodes.append(helper.make_node(op, inputs, [self.x], title, **attributes))
         return self.x
 
     def arithmetic(self, op: str, label: str, value: np.ndarray, neutral: float) -> None:
@@ -143,12 +146,14 @@ class Parts:
     def _title(self) -> str:
         return self._place.name or self.item.node.output[0]
 
-    def _fresh(self, base: str) -> str:
-        name, count = base, 1
-        while name in self._names:
-            name, count = f"{base}_{count}", count + 1
-        self._names.add(name)
-        return name
+
+def _fresh(base: str, taken: set[str]) -> str:
+    """A name that starts with ``base`` and is not ``taken``, which it is from then on."""
+    name, count = base, 1
+    while name in taken:
+        name, count = f"{base}_{count}", count + 1
+    taken.add(name)
+    return name
 
 
 def _broadcasts(shape: tuple[int, ...], whole: list[int]) -> bool:
