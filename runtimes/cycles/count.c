@@ -4,8 +4,11 @@
  * call, which ends a phase here. Phase 0 is what comes before the first reading, phase 2i+1 is step i. A block is a piece
  * of straight-line code that QEMU translates as one: when it starts it runs to its end, so counting starts is exact.
  *
- * Arguments: out=FILE, clock=N[:N] (numbers of the system calls that read the clock). FILE gets lines of text:
+ * Arguments: out=FILE, clock=N[:N] (numbers of the system calls that read the clock), samples=FILE (optional). The last
+ * holds their number and lines `PHASE START INSTRUCTIONS`, in order: from block start number START of that phase on, write down the blocks
+ * that run until they have so many instructions. `out` gets lines of text:
  *     block INDEX ADDRESS INSTRUCTIONS BYTES
+ *     sample NUMBER INDEX...     (a sampled stretch of the execution)
  *     phase NUMBER
  *     count INDEX STARTS         (blocks that ran in the phase)
  *     end PHASES
@@ -42,6 +45,7 @@ __attribute__((visibility("default"))) int qemu_plugin_version = PLUGIN_VERSION;
 typedef struct counter {
     uint64_t starts;
     uint64_t index;
+    uint64_t instructions;
     struct counter *next;
     bool listed;
 } counter;
@@ -50,6 +54,26 @@ static FILE *out;
 static long clocks[2];
 static uint64_t blocks, phase;
 static counter *ran; /* blocks that ran in this phase */
+static struct {
+    uint64_t phase, start, instructions;
+} *samples;
+static uint64_t n_samples, sample, position; /* the next sample, and how many blocks started in this phase */
+static uint64_t left;                        /* instructions that the sample being taken still lacks */
+
+static void take(const counter *one) {
+    if (!left && sample < n_samples && samples[sample].phase == phase && samples[sample].start <= position) {
+        left = samples[sample].instructions;
+        fprintf(out, "sample %" PRIu64, sample);
+    }
+    position++;
+    if (!left) return;
+    fprintf(out, " %" PRIu64, one->index);
+    left = left > one->instructions ? left - one->instructions : 0;
+    if (!left) {
+        fprintf(out, "\n");
+        sample++;
+    }
+}
 
 static void on_run(unsigned cpu, void *data) {
     (void)cpu;
@@ -60,6 +84,7 @@ static void on_run(unsigned cpu, void *data) {
         one->next = ran;
         ran = one;
     }
+    if (n_samples) take(one);
 }
 
 static void on_translation(plugin_id id, void *block) {
@@ -74,11 +99,20 @@ static void on_translation(plugin_id id, void *block) {
     uint64_t start = qemu_plugin_tb_vaddr(block);
     uint64_t bytes = qemu_plugin_insn_vaddr(last) + qemu_plugin_insn_size(last) - start;
     one->index = blocks++;
+    one->instructions = n;
+    if (left) { /* a block is translated in the middle of a sample: that one is lost */
+        fprintf(out, "\n");
+        left = 0;
+        sample++;
+    }
     fprintf(out, "block %" PRIu64 " %" PRIu64 " %zu %" PRIu64 "\n", one->index, start, n, bytes);
     qemu_plugin_register_vcpu_tb_exec_cb(block, on_run, 0, one);
 }
 
 static void end_phase(void) {
+    if (left) fprintf(out, "\n");
+    left = position = 0;
+    while (sample < n_samples && samples[sample].phase <= phase) sample++;
     fprintf(out, "phase %" PRIu64 "\n", phase++);
     while (ran) {
         fprintf(out, "count %" PRIu64 " %" PRIu64 "\n", ran->index, ran->starts);
@@ -101,10 +135,26 @@ static void at_exit(plugin_id id, void *data) {
     if (fclose(out)) fprintf(stderr, "count: cannot write the counts\n");
 }
 
+static int read_samples(const char *path) {
+    FILE *file = fopen(path, "r");
+    if (!file || fscanf(file, "%" SCNu64, &n_samples) != 1 || n_samples > 1000000) return -1;
+    samples = calloc(n_samples ? n_samples : 1, sizeof *samples);
+    if (!samples) return -1;
+    for (uint64_t i = 0; i < n_samples; i++)
+        if (fscanf(file, "%" SCNu64 "%" SCNu64 "%" SCNu64, &samples[i].phase, &samples[i].start,
+                   &samples[i].instructions) != 3)
+            return -1;
+    return fclose(file);
+}
+
 __attribute__((visibility("default"))) int qemu_plugin_install(plugin_id id, const void *info, int argc, char **argv) {
     (void)info;
     for (int i = 0; i < argc; i++) {
         if (!strncmp(argv[i], "out=", 4)) out = fopen(argv[i] + 4, "w");
+        if (!strncmp(argv[i], "samples=", 8) && read_samples(argv[i] + 8)) {
+            fprintf(stderr, "count: samples=FILE cannot be read\n");
+            return -1;
+        }
         if (!strncmp(argv[i], "clock=", 6)) {
             char *rest;
             clocks[0] = clocks[1] = strtol(argv[i] + 6, &rest, 10);

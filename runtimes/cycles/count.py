@@ -40,10 +40,20 @@ class Counts:
 
     blocks: list[Block]
     steps: list[dict[int, int]]
+    samples: list[list[list[int]]]
+    """For each step, stretches of its execution: the blocks in the order in which they ran."""
+
+
+SAMPLES, FEWEST, MOST = 240, 4, 60
+"""Stretches of the execution that are written down: about so many in all, and the fewest and most of a step."""
+SAMPLE_INSTRUCTIONS = 3000
+"""Length of a stretch."""
 
 
 def count_instructions(package: Package, feeds: Mapping[str, np.ndarray]) -> Counts:
-    """Run one sample of ``feeds`` on one thread under QEMU and count. The first run also warms nothing: code is not timed.
+    """Run one sample of ``feeds`` on one thread under QEMU and count; run again, and take samples of each step.
+
+    A run is deterministic, so the second has the counts of the first: they say where its samples are to be taken.
 
     Raises ``ToolError`` when there is no QEMU that loads plugins, or no compiler for the plugin.
     """
@@ -56,15 +66,39 @@ def count_instructions(package: Package, feeds: Mapping[str, np.ndarray]) -> Cou
     with tempfile.TemporaryDirectory(prefix="xnorc-") as name:
         folder = Path(name)
         plugin, out = build_plugin(folder, qemu), folder / "counts"
-        arguments = ["-plugin", f"{plugin},out={out},clock={_CLOCK[arch]}"]
-        with QemuSession("qemu", package, 1, program=qemu, arguments=arguments) as session:
-            try:
-                session.bench(feeds, repeats=1, warmup=0)
-            except DeviceError as error:
-                raise ToolError(f"'{qemu}' does not run with a plugin ({error}): {_INSTALL}") from error
-        if not out.exists():
-            raise ToolError(f"'{qemu}' did not load the plugin: {_INSTALL}")
-        return read_counts(out.read_text(), package.member("lib/runner"), len(package.manifest["steps"]))
+        option = f"{plugin},out={out},clock={_CLOCK[arch]}"
+
+        def run(option: str) -> Counts:
+            with QemuSession("qemu", package, 1, program=qemu, arguments=["-plugin", option]) as session:
+                try:
+                    session.bench(feeds, repeats=1, warmup=0)
+                except DeviceError as error:
+                    raise ToolError(f"'{qemu}' does not run with a plugin ({error}): {_INSTALL}") from error
+            if not out.exists():
+                raise ToolError(f"'{qemu}' did not load the plugin: {_INSTALL}")
+            return read_counts(out.read_text(), package.member("lib/runner"), len(package.manifest["steps"]))
+
+        first = run(option)
+        wanted = folder / "samples"
+        wanted.write_text(sample_plan(first))
+        return run(f"{option},samples={wanted}")
+
+
+def sample_plan(counts: Counts) -> str:
+    """Where to take samples, as ``count.c`` reads it: one at random in each of equal parts of every step."""
+    rng = np.random.default_rng(0)
+    sizes = [sum(n * counts.blocks[i].instructions for i, n in blocks.items()) for blocks in counts.steps]
+    lines = []
+    for step, (blocks, size) in enumerate(zip(counts.steps, sizes, strict=True)):
+        starts = sum(blocks.values())
+        samples = min(MOST, max(FEWEST, round(SAMPLES * size / sum(sizes))))
+        if size <= 2 * samples * SAMPLE_INSTRUCTIONS:  # all of it
+            lines += [f"{2 * step + 1} 0 {size}"] if size else []
+            continue
+        span = starts * (1 - SAMPLE_INSTRUCTIONS / size)
+        places = [int((part + rng.random()) * span / samples) for part in range(samples)]
+        lines += [f"{2 * step + 1} {at} {SAMPLE_INSTRUCTIONS}" for at in places]
+    return "\n".join([str(len(lines)), *lines]) + "\n"
 
 
 def build_plugin(folder: Path, qemu: str) -> Path:
@@ -91,6 +125,7 @@ def read_counts(text: str, elf: bytes, steps: int) -> Counts:
     place = Image(elf)
     blocks: list[Block] = []
     phases: list[dict[int, int]] = []
+    samples: list[list[list[int]]] = [[]]
     ended = False
     current: dict[int, int] = {}
     for line in text.splitlines():
@@ -104,6 +139,9 @@ def read_counts(text: str, elf: bytes, steps: int) -> Counts:
         elif word == "phase":
             current = {}
             phases.append(current)
+            samples.append([])
+        elif word == "sample":
+            samples[-1].append(numbers[1:])
         elif word == "count":
             current[numbers[0]] = numbers[1]
         elif word == "end":
@@ -111,7 +149,7 @@ def read_counts(text: str, elf: bytes, steps: int) -> Counts:
     # One phase before the first step, one in each step, one after each.
     if not ended or len(phases) != 2 * steps + 1:
         raise ToolError(f"the counting plugin saw {len(phases)} phases, a run of {steps} steps has {2 * steps + 1}")
-    return Counts(blocks, phases[1::2])
+    return Counts(blocks, phases[1::2], samples[1 : 2 * steps : 2])
 
 
 class Image:

@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import ToolError
 from .cores import Core, core_of
 from .count import Counts, count_instructions
-from .price import price_blocks
+from .price import Pricer, disassemble
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,11 +75,11 @@ def model_cycles(package: Package, feeds: Mapping[str, np.ndarray] | None = None
     notes = [
         f"instructions are exact (QEMU); times are modelled, not measured: {core.board}, one thread at {core.ghz:g} GHz"
     ]
-    cost: dict[int, float] | None
+    cost: list[float] | None
     try:
         cost = _prices(counts, package, core)
         notes.append(
-            f"cycles: llvm-mca's steady state of each block for {core.mcpu}; memory: what does not stay in a cache of "
+            f"cycles: llvm-mca for {core.mcpu}, all loads in the first cache; memory: what does not stay in a cache of "
             f"{core.cache_bytes >> 10} KiB, at {core.memory_gbs:g} GB/s, not overlapped"
         )
     except ToolError as error:
@@ -87,9 +87,9 @@ def model_cycles(package: Package, feeds: Mapping[str, np.ndarray] | None = None
         notes.append(f"no cycles: {error}")
     memory = _memory(package, core)
     steps = []
-    for step, blocks, moved in zip(package.manifest["steps"], counts.steps, memory, strict=True):
+    for number, (step, blocks, moved) in enumerate(zip(package.manifest["steps"], counts.steps, memory, strict=True)):
         instructions = sum(starts * counts.blocks[index].instructions for index, starts in blocks.items())
-        cycles = None if cost is None else sum(starts * cost[index] for index, starts in blocks.items())
+        cycles = None if cost is None else cost[number]
         seconds = moved / core.memory_gbs / 1e6
         macs = int(step.get("macs", 0))
         rate = macs / cycles if cycles and macs else None
@@ -109,8 +109,8 @@ def model_cycles(package: Package, feeds: Mapping[str, np.ndarray] | None = None
     )  # fmt: skip
 
 
-def _prices(counts: Counts, package: Package, core: Core) -> dict[int, float]:
-    """Cycles of every block that ran."""
+def _prices(counts: Counts, package: Package, core: Core) -> list[float]:
+    """Cycles of every step."""
     executed: dict[int, int] = {}
     for blocks in counts.steps:
         for index, starts in blocks.items():
@@ -122,11 +122,25 @@ def _prices(counts: Counts, package: Package, core: Core) -> dict[int, float]:
             break
         chosen.append(index)
         covered += executed[index]
-    prices = price_blocks([counts.blocks[index] for index in chosen], package.target, core)
-    cost = dict(zip(chosen, prices, strict=True))
-    spent = sum(executed[index] / counts.blocks[index].instructions * cost[index] for index in chosen)
+    chosen += sorted({i for step in counts.samples for run in step for i in run if counts.blocks[i].code} - set(chosen))
+    pricer = Pricer(package.target, core)
+    assembly = dict(zip(chosen, disassemble([counts.blocks[i] for i in chosen], package.target), strict=True))
+    cost = dict(zip(chosen, pricer.alone([assembly[i] for i in chosen]), strict=True))
+    spent = sum(executed.get(i, 0) / counts.blocks[i].instructions * cost[i] for i in chosen)
     average = spent / covered if covered else 0.0
-    return {index: cost.get(index, average * counts.blocks[index].instructions) for index in executed}
+    for index in executed:
+        cost.setdefault(index, average * counts.blocks[index].instructions)
+    flat = [(step, [i for i in run if i in assembly]) for step, runs in enumerate(counts.samples) for run in runs]
+    flat = [(step, run) for step, run in flat if run]
+    found = pricer.stretches([[assembly[i] for i in run] for _, run in flat])
+    in_order, alone = [0.0] * len(counts.steps), [0.0] * len(counts.steps)
+    for (step, run), (warm, cycles) in zip(flat, found, strict=True):
+        in_order[step] += cycles
+        alone[step] += sum(cost[i] for i in run[warm:])
+    return [
+        sum(starts * cost[index] for index, starts in blocks.items()) * (run / base if base else 1.0)
+        for blocks, run, base in zip(counts.steps, in_order, alone, strict=True)
+    ]
 
 
 def _limit(op: str, core: Core) -> float | None:

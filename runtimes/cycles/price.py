@@ -1,12 +1,20 @@
-"""What a block of instructions costs on a core: llvm-mca's steady state, the block repeated back to back.
+"""What blocks of instructions cost on a core, by llvm-mca.
 
-llvm-mca simulates the core's decoders, pipes and latencies with all loads hitting the first cache. Repeating a block is
-what a loop does; for a block that runs once in a while it is the cost when its neighbours keep the core as busy.
+llvm-mca simulates the core's decoders, pipes and latencies on a list of instructions, with all loads hitting the first
+cache and every branch foreseen. Two prices are asked for:
+
+* of each block alone, repeated back to back. That is what a loop of one block does. For a block that is not its own
+  successor it invents dependencies (from its end to its start) that the program does not have.
+* of sampled stretches of the execution, blocks in the order in which they ran, from a warmed-up pipeline.
+
+The blocks' exact counts times the first, times the ratio of the second to the first over the samples, is the estimate of
+a step (a ratio estimator: W. Cochran, "Sampling Techniques", chapter 6; the sampling of executions: Wunderlich et al.,
+"SMARTS", ISCA 2003).
 """
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -17,6 +25,8 @@ from .cores import Core
 from .count import Block
 
 _ITERATIONS = 100
+_WARM_UP = 300
+"""Instructions of a stretch that only fill the pipeline."""
 _INSTALL = "install Debian's llvm"
 
 
@@ -39,11 +49,15 @@ def _run(command: Sequence[str], text: str) -> str:
     return done.stdout
 
 
+def _attributes(target: Target) -> str:
+    return ",".join(str(item) for item in target.llvm.get("mattr", []))  # type: ignore[attr-defined]
+
+
 def disassemble(blocks: Sequence[Block], target: Target) -> list[list[str]]:
     """The instructions of each block as assembly. What the disassembler does not know is left out."""
-    triple = str(target.llvm["mtriple"])
-    attributes = ",".join(str(item) for item in target.llvm.get("mattr", []))  # type: ignore[attr-defined]
-    command = [tool("llvm-mc"), "--disassemble", f"--triple={triple}", f"--mattr={attributes}"]
+    command = [
+        tool("llvm-mc"), "--disassemble", f"--triple={target.llvm['mtriple']}", f"--mattr={_attributes(target)}",
+    ]  # fmt: skip
     # A marker that survives disassembly separates the blocks: an instruction that no compiler emits.
     marker = (0xD503201F | 0x7F << 5).to_bytes(4, "little")  # hint #127
     stream = b"".join(block.code + marker for block in blocks)
@@ -60,36 +74,54 @@ def disassemble(blocks: Sequence[Block], target: Target) -> list[list[str]]:
     return found[:-1]
 
 
-def price_blocks(blocks: Sequence[Block], target: Target, core: Core) -> list[float]:
-    """Cycles of each block. Raises ``ToolError`` when LLVM's tools are missing or know no model of the core."""
-    if core.mcpu is None:
-        raise ToolError(f"LLVM has no scheduling model of the core of {core.board}")
-    if not blocks:
-        return []
-    text = ["\t.text"]
-    assembly = disassemble(blocks, target)
-    for number, lines in enumerate(assembly):
-        # A branch is priced as an instruction; where it leads does not matter here.
-        text += [f"# LLVM-MCA-BEGIN {number}", *lines, f"# LLVM-MCA-END {number}"]
-    source = "\n".join(text) + "\n"
-    attributes = ",".join(str(item) for item in target.llvm.get("mattr", []))  # type: ignore[attr-defined]
-    command = [
-        tool("llvm-mca"), f"--mtriple={target.llvm['mtriple']}", f"--mcpu={core.mcpu}", f"--mattr={attributes}",
-        f"--iterations={_ITERATIONS}", "--json", "-",
-    ]  # fmt: skip
-    answer = _run(command, source)
-    return _cycles(answer, len(blocks))
+class Pricer:
+    """llvm-mca for one core. Raises ``ToolError`` when LLVM's tools are missing or know no model of the core."""
 
+    def __init__(self, target: Target, core: Core) -> None:
+        if core.mcpu is None:
+            raise ToolError(f"LLVM has no scheduling model of the core of {core.board}")
+        self.target, self.core = target, core
 
-def _cycles(answer: str, count: int) -> list[float]:
-    """Total cycles over iterations, of every region in order, from llvm-mca's JSON (in either of its forms)."""
-    try:
-        data = json.loads(answer)
-        regions = data["CodeRegions"] if isinstance(data, dict) and "CodeRegions" in data else [data]
-        found = {}
-        for region in regions:
-            summary = region["SummaryView"]
-            found[int(region["Name"] or 0)] = summary["TotalCycles"] / summary["Iterations"]
-        return [found[number] for number in range(count)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ToolError(f"llvm-mca answered in a form that is not known ({error}); LLVM 14 is") from error
+    def cycles(self, regions: Sequence[Sequence[str]], iterations: int = 1) -> list[int]:
+        """Total cycles of each list of instructions, run ``iterations`` times back to back."""
+        if not regions:
+            return []
+        text = ["\t.text"]
+        for number, lines in enumerate(regions):
+            text += [f"# LLVM-MCA-BEGIN {number}", *lines, f"# LLVM-MCA-END {number}"]
+        command = [
+            tool("llvm-mca"), f"--mtriple={self.target.llvm['mtriple']}", f"--mcpu={self.core.mcpu}",
+            f"--mattr={_attributes(self.target)}", f"--iterations={iterations}", "--instruction-info=false",
+            "--resource-pressure=false", "-",
+        ]  # fmt: skip
+        answer = _run(command, "\n".join(text) + "\n")
+        found = [int(number) for number in re.findall(r"^Total Cycles:\s+(\d+)$", answer, re.MULTILINE)]
+        if len(found) != len(regions):
+            raise ToolError(f"llvm-mca answered for {len(found)} of {len(regions)} pieces of code")
+        return found
+
+    def alone(self, assembly: Sequence[Sequence[str]]) -> list[float]:
+        """Cycles of each block, repeated back to back."""
+        return [total / _ITERATIONS for total in self.cycles(assembly, _ITERATIONS)]
+
+    def stretches(self, stretches: Sequence[Sequence[Sequence[str]]]) -> list[tuple[int, float]]:
+        """Of each stretch (blocks in order): how many leading blocks fill the pipeline, and the cycles of the rest."""
+        warm: list[int] = []
+        for blocks in stretches:
+            count, taken = 0, 0
+            while count < len(blocks) - 1 and taken + len(blocks[count]) <= max(
+                _WARM_UP, sum(map(len, blocks)) // 10 if len(blocks) > 1 else 0
+            ):
+                taken += len(blocks[count])
+                count += 1
+            warm.append(count)
+        whole = self.cycles([[line for block in blocks for line in block] for blocks in stretches])
+        start = [
+            [line for block in blocks[:count] for line in block] for blocks, count in zip(stretches, warm, strict=True)
+        ]
+        # A region must not be empty: a lone no-op stands for "nothing before".
+        before = self.cycles([lines or ["nop"] for lines in start])
+        return [
+            (count, float(total - (first if count else 0)))
+            for count, total, first in zip(warm, whole, before, strict=True)
+        ]

@@ -15,7 +15,7 @@ from xnorc.package import Package
 from xnorc.runtimes.cycles import model_cycles
 from xnorc.runtimes.cycles.cores import core_of
 from xnorc.runtimes.cycles.count import Block, Image, read_counts
-from xnorc.runtimes.cycles.price import price_blocks
+from xnorc.runtimes.cycles.price import Pricer, disassemble
 from xnorc.targets import get
 
 from . import small
@@ -85,22 +85,34 @@ def test_only_boards_have_a_model() -> None:
         core_of(get("aarch64"))
 
 
-# `add v0.16b, v0.16b, v1.16b`: each waits for the one before; a vector addition takes 3 cycles on these cores.
-CHAINED = bytes.fromhex("0084214e")
+# Each waits for the one before; a vector addition takes 3 cycles on these cores.
+CHAINED = "add v0.16b, v0.16b, v1.16b"
 
 
 @MCA
 def test_a_chain_of_additions_costs_their_latency() -> None:
     target = get("rpi4")
-    blocks = [Block(0, 4, CHAINED * 4), Block(16, 1, CHAINED)]
-    assert price_blocks(blocks, target, core_of(target)) == pytest.approx([12, 3], rel=0.05)
+    pricer = Pricer(target, core_of(target))
+    assert pricer.alone([[CHAINED] * 4, [CHAINED]]) == pytest.approx([12, 3], rel=0.05)
+    assert disassemble([Block(0, 1, bytes.fromhex("0084214e"))] * 2, target) == [["add\tv0.16b, v0.16b, v1.16b"]] * 2
+
+
+@MCA
+def test_stretches_break_the_dependencies_that_repetition_invents() -> None:
+    """A block that starts with a fresh register and one that goes on from it: in order they overlap with other such pairs."""
+    target = get("rpi4")
+    pricer = Pricer(target, core_of(target))
+    fresh, chain = ["movi v0.2d, #0"], [CHAINED] * 4
+    assert pricer.alone([chain]) == pytest.approx([12], rel=0.05)
+    warm, cycles = pricer.stretches([[fresh, chain] * 200])[0]
+    assert 0 < warm < 200 and cycles / (400 - warm) * 2 < 6
 
 
 @MCA
 def test_without_a_model_of_the_core_there_are_no_prices() -> None:
     target = get("rpi2")
     with pytest.raises(ToolError, match="Raspberry Pi 2"):
-        price_blocks([Block(0, 1, CHAINED)], target, core_of(target))
+        Pricer(target, core_of(target))
 
 
 def elf(code: bytes, address: int = 0x1000) -> bytes:
@@ -116,9 +128,11 @@ def elf(code: bytes, address: int = 0x1000) -> bytes:
 
 
 def test_reading_counts() -> None:
-    text = "block 0 4096 1 4\nphase 0\ncount 0 9\nblock 1 4100 2 8\nphase 1\ncount 1 3\ncount 0 1\nphase 2\nend 3\n"
+    first = "block 0 4096 1 4\nphase 0\ncount 0 9\n"
+    step = "block 1 4100 2 8\nsample 0 1 1\nphase 1\ncount 1 3\ncount 0 1\n"
+    text = first + step + "phase 2\nend 3\n"
     counts = read_counts(text, elf(bytes(range(12))), 1)
-    assert counts.steps == [{1: 3, 0: 1}]
+    assert counts.steps == [{1: 3, 0: 1}] and counts.samples == [[[1, 1]]]
     assert counts.blocks[1] == Block(4100, 2, bytes(range(4, 12)))
 
 

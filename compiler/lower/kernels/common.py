@@ -210,6 +210,37 @@ def byte_of(outcomes: Expr, target: Target, dtype: str = "uint16") -> Expr:
     return cast(intrinsic(dtype, f"llvm.vector.reduce.add.v8i{dtype[4:]}", picked), "uint8")
 
 
+def bytes_of(outcomes: Sequence[Expr], target: Target, dtype: str = "uint16") -> list[Expr]:
+    """``byte_of`` of each of several eightfold comparisons.
+
+    On Arm four at a time: every outcome selects its bit, and pairwise sums leave one byte a comparison. It replaces a slow
+    sum across a register for each.
+    """
+    found: list[Expr] = []
+    while target.is_arm and dtype == "uint16" and len(outcomes) - len(found) >= 4:
+        four = outcomes[len(found) : len(found) + 4]
+        bits = [tirx.Select(one, number(255, "uint8", 8), number(0, "uint8", 8)) for one in four]
+        if target.arch == "aarch64":
+            worth = number(1, "uint8", 16) << (cast(T.ramp(0, 1, 16), "uint8", 16) & number(7, "uint8", 16))
+            halves = [T.Bind(shuffle(bits[i : i + 2], range(16)) & worth) for i in (0, 2)]
+            sums = intrinsic("uint8x16", _ADDP, *halves)
+            for _ in range(2):
+                sums = T.Bind(sums)
+                sums = intrinsic("uint8x16", _ADDP, sums, sums)
+        else:
+            sums = tree(
+                [T.Bind(one & bit_weights("uint8")) for one in bits], lambda a, b: intrinsic("uint8x8", _VPADD, a, b)
+            )
+            sums = T.Bind(sums)
+            sums = intrinsic("uint8x8", _VPADD, sums, sums)
+        sums = T.Bind(sums)
+        found += [shuffle([sums], [lane]) for lane in range(4)]
+    return found + [byte_of(one, target, dtype) for one in outcomes[len(found) :]]
+
+
+_ADDP, _VPADD = "llvm.aarch64.neon.addp.v16i8", "llvm.arm.neon.vpadd.v8i8"
+
+
 def bytes_of_flags(flags: np.ndarray) -> np.ndarray:
     """Flags of channels → packed bytes."""
     return np.packbits(np.asarray(flags, bool), bitorder="little")

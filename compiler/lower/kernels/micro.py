@@ -77,6 +77,8 @@ class Micro:
     step: Callable[[Tile, Expr, Flat], None]
     half: Callable[[Tile, Flat], None] | None
     flush: Callable[[Flat, int, str], Expr]
+    unrolled: int = 0
+    """Up to so many steps are straight-line code: a short loop's start and end would cost more than a step."""
 
     def total(self, bits: int) -> str:
         """Element type of totals of up to ``bits``."""
@@ -102,7 +104,7 @@ def count(micro: Micro, tile: Tile, bits: int) -> list[Expr]:
     if rounds <= 1:
         clear()
         if tile.steps:
-            with T.serial(0, tile.steps) as k:
+            with (T.unroll if tile.steps <= micro.unrolled else T.serial)(0, tile.steps) as k:
                 micro.step(tile, k, part)
         half()
         return [micro.flush(part, p, micro.total(bits)) for p in pixels]

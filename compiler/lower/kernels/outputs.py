@@ -16,7 +16,7 @@ from tvm.tirx.script import builder as T
 
 from ...errors import UnsupportedError
 from ..kernel import EpilogueStep, KernelCall
-from .common import Expr, Flat, Function, broadcast, byte_of, bytes_of_flags, cast, intrinsic, number, pieces, shuffle
+from .common import Expr, Flat, Function, broadcast, bytes_of, bytes_of_flags, cast, intrinsic, number, pieces, shuffle
 
 CHANNELS = 8
 
@@ -115,8 +115,8 @@ class Output:
     def _bits(self, tile: Finished) -> None:
         row = math.ceil(self.channels / CHANNELS)
         flip = None if self.flips is None else T.Bind(self.flips.load(tile.block))
-        for p, count in enumerate(tile.counts):
-            byte = byte_of(self._fires(count, self._entry(tile, p)), self.call.target, self.total)
+        outcomes = [self._fires(count, self._entry(tile, p)) for p, count in enumerate(tile.counts)]
+        for p, byte in enumerate(bytes_of(outcomes, self.call.target, self.total)):
             place = (tile.image * self.pixels + tile.pixel + p) * row + tile.block
             self.out.store(place, byte if flip is None else byte ^ flip)
 

@@ -27,6 +27,8 @@ from .outputs import Finished, Output
 CHANNELS = micros.CHANNELS
 ROWS_BYTES = 16 << 10
 """Gathered rows of a task: half of the smallest first-level cache; the other half is for the weights."""
+SMALL_WEIGHTS = 12 << 10
+"""Weights of a task that stay in the first-level cache beside the rows: then its tiles are the outer loop."""
 MOST_PIXELS = 64
 FEWEST_PIXELS = 16
 """Pixels that a task keeps when threads share the work, so that a block of weights is not read for too few."""
@@ -236,15 +238,30 @@ def make(call: KernelCall, product: Product) -> Kernel:
 
             first_block = block_task * cut.blocks
             share_blocks = cut.blocks if blocks % cut.blocks == 0 else tirx.min(cut.blocks, blocks - first_block)
-            with T.serial(0, share_blocks) as b, T.serial(0, tile_count) as t:
-                block = segment * blocks + first_block + b
+
+            def pixels_of(t: Expr, first: Expr = first, row_task: Expr = row_task) -> tuple[Expr, list[Expr]]:
+                """First pixel of a tile, and the classes of its pixels."""
                 pixel = T.Bind(tile_start(row_task * (cut.rows // cut.lanes) + t, product.pixels, cut.lanes))
+                at = [classes.load(pixel - first + p) if classes else 0 for p in range(cut.lanes)]
+                return pixel, [T.Bind(c) if classes else c for c in at]
+
+            def tile_of(block: Expr, pixel: Expr, at: list[Expr], image: Expr = image, first: Expr = first) -> None:
                 base = image * product.pixels + pixel if cut.in_place else pixel - first
                 counts: list[Expr] = []
                 for p in range(0, cut.lanes, micro.pixels):
                     places = [(base + p + i) * cut.row_bytes for i in range(min(micro.pixels, cut.lanes - p))]
                     tile = micros.Tile(rows, places, weights, masks, block * block_bytes, cut.row_bytes)
                     counts += micros.count(micro, tile, product.bits)
-                at = [0 if classes is None else classes.load(pixel - first + p) for p in range(cut.lanes)]
                 output.store(Finished(counts, at, image, pixel, block))
+
+            start_block = segment * blocks + first_block
+            if cut.blocks * block_bytes <= SMALL_WEIGHTS:
+                with T.serial(0, tile_count) as t:
+                    pixel, at = pixels_of(t)
+                    with T.serial(0, share_blocks) as b:
+                        tile_of(start_block + b, pixel, at)
+            else:
+                with T.serial(0, share_blocks) as b, T.serial(0, tile_count) as t:
+                    pixel, at = pixels_of(t)
+                    tile_of(start_block + b, pixel, at)
     return fn.kernel()
