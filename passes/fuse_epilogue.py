@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..opset import DOMAIN
+from ..opset import DOMAIN, VIEWS, keeps_places, operand_lies
 from .base import (
     Context,
     Pass,
@@ -32,9 +32,11 @@ class FuseEpilogue(Pass):
     """From each BinaryConv or BinaryGemm along the path on which every tensor has one reader, up to the first misfit.
 
     * ``Pack`` of int32 with identity ``perm`` directly on the accumulator: the kernel stores bits.
-    * ``(Transpose to NCHW) → Cast to float32`` and then Mul, Add, Sub, Div, Relu, PRelu, LeakyRelu and Clip whose
-      constants are one value or one per channel, and Add, Sub or Mul with another tensor of the same shape, the
-      residual. A residual must not depend on the accumulator, so that it exists when the kernel runs.
+    * ``(Transpose to NCHW) → Cast to float32`` and then Relu, PRelu, LeakyRelu and Clip whose constants are one value or one
+      per channel, and Mul, Add, Sub and Div with a constant or a computed tensor that is a whole one (a residual) or one
+      value per image, channel or pixel, or a combination of these (``operand_lies``). A computed one must not depend on the
+      accumulator, so that it exists when the kernel runs.
+    * Reshapes that leave images, channels and pixels where they are (the height 1 of a 1-D convolution).
 
     Nothing is computed differently: the nodes stay in the graph, and ``ctx.groups`` names their anchor. A tensor with
     several readers, or an output of the model, is the last of its group: the kernel stores it.
@@ -43,8 +45,8 @@ class FuseEpilogue(Pass):
     summed after conversion, so that the second kernel takes the first one's result as a residual. Both sums are exact,
     as accumulators are far below 2^24.
 
-    It does not fire for an accumulator with several readers, for a division of a constant by the value, for constants
-    that vary inside a channel, and for any other operation: those nodes stay nodes of their own.
+    It does not fire for an accumulator with several readers, for a division by the value, for operands that
+    vary along a part of the pixels' axes only, and for any other operation: those nodes stay nodes of their own.
     """
 
     name: ClassVar[str] = "fuse_epilogue"
@@ -86,9 +88,9 @@ def _path(graph: gs.Graph, ctx: Context, anchor: gs.Node) -> list[gs.Node]:
         identity = list(node.attrs["perm"]) == list(range(len(static_shape(value))))
         return [node] if identity and node.inputs[0] is value else []
     path: list[gs.Node] = []
-    axis = len(static_shape(value)) - 1
-    if node.op == "Transpose" and list(node.attrs.get("perm") or ()) == [0, 3, 1, 2]:
-        path, axis, value = [node], 1, node.outputs[0]
+    first = node.op == "Transpose" and list(node.attrs.get("perm") or ()) == [0, 3, 1, 2]
+    if first:
+        path, value = [node], node.outputs[0]
         node = only_consumer(graph, value)
     if node is None or node.op != "Cast" or cast_target(node) != _FLOAT:
         return []
@@ -97,17 +99,20 @@ def _path(graph: gs.Graph, ctx: Context, anchor: gs.Node) -> list[gs.Node]:
         path.append(node)
         value = node.outputs[0]
         following = only_consumer(graph, value)
-        node = following if following is not None and _is_step(following, value, axis, below) else None
+        node = following if following is not None and _is_step(following, value, first, below) else None
     return path
 
 
-def _is_step(node: gs.Node, value: gs.Tensor, axis: int, below: set[int]) -> bool:
-    """Whether an epilogue can do ``node`` to ``value``, whose channel axis is ``axis``."""
+def _is_step(node: gs.Node, value: gs.Tensor, channels_first: bool, below: set[int]) -> bool:
+    """Whether an epilogue can do ``node`` to ``value``, whose channel axis is 1 or the last."""
     if node.domain:
         return False
     shape = static_shape(value)
+    axis = 1 if channels_first else len(shape) - 1
     if node.op in ("Relu", "LeakyRelu"):
         return True
+    if node.op in VIEWS:
+        return keeps_places(shape, static_shape(node.outputs[0]), channels_first)
     if node.op == "Clip":
         bounds = [constant(x) for x in node.inputs[1:] if not x.is_empty()]
         return all(bound is not None and bound.size == 1 for bound in bounds)
@@ -116,11 +121,15 @@ def _is_step(node: gs.Node, value: gs.Tensor, axis: int, below: set[int]) -> boo
     first = node.inputs[0] is value
     other = node.inputs[1 if first else 0]
     fixed = constant(other)
-    if node.op in ("Div", "PRelu") and (not first or fixed is None):
+    if node.op in ("Div", "PRelu") and not first:
         return False
-    if fixed is not None:
-        return fixed.dtype == np.float32 and per_channel(fixed, shape, axis) is not None
-    if np.dtype(other.dtype) != np.float32 or static_shape(other) != shape:
+    if node.op == "PRelu" and (fixed is None or per_channel(fixed, shape, axis) is None):
+        return False
+    if np.dtype(other.dtype) != np.float32:
+        return False
+    if fixed is not None and per_channel(fixed, shape, axis) is not None:
+        return True
+    if static_shape(node.outputs[0]) != shape or operand_lies(static_shape(other), shape, channels_first) is None:
         return False
     source = producer(other)
     return source is None or id(source) not in below

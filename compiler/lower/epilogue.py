@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from ..opset import DOMAIN
+from ..opset import DOMAIN, VIEWS, keeps_places, operand_lies
 from .kernel import Epilogue, EpilogueStep
 
 _TENSOR_OPS = {"Mul": "mul", "Add": "add", "Sub": "sub", "Div": "div"}
@@ -69,8 +69,15 @@ def read_epilogue(
             axis, channels_first = 1, True
         elif node.op_type == "Cast" and attrs["to"] == onnx.TensorProto.FLOAT and not is_float:
             is_float = True
+        elif node.op_type in VIEWS:
+            if not is_float or not keeps_places(shapes[done.output], shapes[node.output[0]], channels_first):
+                break
+            rank = len(shapes[node.output[0]])
+            axis = 1 if channels_first else rank - 1
         else:
-            step = _float_step(node, attrs, done, constants, shapes, rank, axis, channels) if is_float else None
+            step = (
+                _float_step(node, attrs, done, constants, shapes, channels_first, axis, channels) if is_float else None
+            )
             if step is None:
                 break
             steps.append(step)
@@ -90,10 +97,11 @@ def _float_step(
     done: Fused,
     constants: dict[str, np.ndarray],
     shapes: dict[str, tuple[int, ...]],
-    rank: int,
+    channels_first: bool,
     axis: int,
     channels: int,
 ) -> EpilogueStep | None:
+    rank = len(shapes[done.output])
     if node.op_type == "Relu":
         return EpilogueStep("relu")
     if node.op_type == "LeakyRelu":
@@ -120,8 +128,13 @@ def _float_step(
     op = "rsub" if op == "sub" and not first else op
     if other in constants:
         value = _per_channel(constants[other], rank, axis, channels)
-        return None if value is None else EpilogueStep(op, value)  # type: ignore[arg-type]
-    if op == "div" or shapes.get(other) != shapes.get(node.output[0]):
+        if value is not None:
+            return EpilogueStep(op, value)  # type: ignore[arg-type]
+    lies = operand_lies(shapes.get(other, (0,)), shapes[done.output], channels_first)
+    if lies is None or shapes.get(node.output[0]) != shapes[done.output]:
         return None
+    if other in constants:
+        return EpilogueStep(op, constants[other].astype(np.float32), lies=lies)  # type: ignore[arg-type]
     done.extra.append(other)
-    return EpilogueStep(op, len(done.extra) - 1)  # type: ignore[arg-type]
+    whole = shapes[other] == shapes[done.output]
+    return EpilogueStep(op, len(done.extra) - 1, lies=None if whole else lies)  # type: ignore[arg-type]

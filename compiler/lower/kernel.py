@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..opset import TensorType
+from ..opset import Lies, TensorType
 
 if TYPE_CHECKING:
     from ..targets import Target
@@ -19,13 +19,15 @@ class EpilogueStep:
     """One elementwise float32 operation on the running value ``v`` (what the accumulator has become so far).
 
     ``op``: ``mul`` v·p, ``add`` v+p, ``sub`` v−p, ``rsub`` p−v, ``div`` v/p, ``relu`` max(v, 0), ``prelu`` v if v ≥ 0 else v·p,
-    ``clip`` min(max(v, p), q). ``p`` (and ``q``) is a float32 array ``[O]``, or for add/mul/sub/rsub an int: the index into
-    ``KernelCall.extra`` of a float32 tensor of the output's shape (a residual). Each operation rounds to float32 by itself.
+    ``clip`` min(max(v, p), q). ``p`` (and ``q``) is a float32 array ``[O]``; or, where ``lies`` says along which axes of the
+    output ``p`` varies, a float32 array, or an int: the index into ``KernelCall.extra`` of a float32 tensor (a residual, a
+    scale of each sample). An int alone is a tensor of the output's shape. Each operation rounds to float32 by itself.
     """
 
     op: Literal["mul", "add", "sub", "rsub", "div", "relu", "prelu", "clip"]
     p: np.ndarray | int | None = None
     q: np.ndarray | None = None
+    lies: Lies | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class KernelCall:
     target: Target
     epilogue: Epilogue = field(default_factory=Epilogue)
     extra: tuple[TensorType, ...] = ()
-    """Residual tensors that the epilogue reads."""
+    """Tensors that the epilogue reads besides."""
 
 
 @dataclass(frozen=True)

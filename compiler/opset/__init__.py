@@ -6,6 +6,7 @@
 import importlib
 import pkgutil
 
+from ._operands import VIEWS, Lies, keeps_places, operand_lies
 from .base import DOMAIN, IR_VERSION, REGISTRY, STANDARD_OPSET, VERSION, Attrs, Operator, TensorType, functions
 from .bits import pack_bits, packed_bytes, to_signs, unpack_bits
 
@@ -19,10 +20,14 @@ __all__ = [
     "REGISTRY",
     "STANDARD_OPSET",
     "VERSION",
+    "VIEWS",
     "Attrs",
+    "Lies",
     "Operator",
     "TensorType",
     "functions",
+    "keeps_places",
+    "operand_lies",
     "pack_bits",
     "packed_bytes",
     "to_signs",

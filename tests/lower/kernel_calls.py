@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from tests.opset.cases import Case
 from xnorc import targets
 from xnorc.lower.kernel import Epilogue, EpilogueStep, Kernel, KernelCall
-from xnorc.opset import REGISTRY, TensorType, pack_bits
+from xnorc.opset import REGISTRY, TensorType, operand_lies, pack_bits
 
 
 @dataclass
@@ -43,9 +44,14 @@ def apply_epilogue(acc: np.ndarray, epilogue: Epilogue, extra: Sequence[np.ndarr
     if epilogue.kind == "bits":
         return pack_bits((acc >= epilogue.threshold) ^ epilogue.flip.astype(bool))
     value = acc.astype(np.float32)
-    residuals = [np.moveaxis(e, 1, -1) if epilogue.channels_first else e for e in extra]
+
+    def beside(array: np.ndarray, rank: int) -> np.ndarray:
+        array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+        return np.moveaxis(array, 1, -1) if epilogue.channels_first else array
+
     for step in epilogue.steps:
-        p = residuals[step.p] if isinstance(step.p, int) else step.p
+        p = extra[step.p] if isinstance(step.p, int) else step.p
+        p = beside(p, value.ndim) if isinstance(step.p, int) or step.lies is not None else p
         match step.op:
             case "mul":
                 value = value * p
@@ -121,6 +127,31 @@ def float_job(
     shape = np.moveaxis(acc, -1, 1).shape if channels_first else acc.shape
     extra = [(rng.normal(size=shape) * 8).astype(np.float32) for _ in range(residuals)]
     return make_job(name, case, target, float_epilogue(rng, acc.shape[-1], residuals, channels_first), extra)
+
+
+def operand_jobs(prefix: str, case: Case, rng: np.random.Generator, target: str) -> list[Job]:
+    """Operands of every kind that ``operand_lies`` knows, as constants and as tensors, channels first and last."""
+    op, attrs, inputs = case
+    acc = REGISTRY[op].reference(inputs, attrs)
+    jobs = []
+    for first in (False, True):
+        shape = np.moveaxis(acc, -1, 1).shape if first else acc.shape
+        steps, extra = [], []
+        for kinds in itertools.product((False, True), repeat=3):
+            groups = ([0], [1], range(2, len(shape))) if first else ([], [len(shape) - 1], range(len(shape) - 1))
+            sizes = [1] * len(shape)
+            for varies, axes in zip(kinds, groups, strict=True):
+                for axis in axes if varies else ():
+                    sizes[axis] = shape[axis]
+            value = (rng.normal(size=sizes) + 0.1).astype(np.float32)
+            lies = operand_lies(value.shape, shape, first)
+            assert lies is not None
+            steps.append(EpilogueStep(("mul", "add", "sub", "rsub")[len(steps) % 4], value, lies=lies))
+            extra.append((rng.normal(size=sizes) + 2).astype(np.float32))
+            steps.append(EpilogueStep(("div", "mul", "add", "rsub")[len(extra) % 4], len(extra) - 1, lies=lies))
+        epilogue = Epilogue("float", steps=tuple(steps), channels_first=first)
+        jobs.append(make_job(f"{prefix}{int(first)}", case, target, epilogue, extra))
+    return jobs
 
 
 def run_here(job: Job) -> np.ndarray:

@@ -18,6 +18,7 @@ from tests.lower.kernel_calls import (
     float_epilogue,
     float_job,
     make_job,
+    operand_jobs,
     run_emulated,
     run_here,
 )
@@ -126,6 +127,12 @@ def epilogue_jobs(target: str) -> list[Job]:
     tiny = np.full(17, 1e-39, np.float32)  # denormal: must not become zero
     steps = (EpilogueStep("mul", tiny), EpilogueStep("add", tiny))
     jobs.append(make_job(name(), gemm_case(rng), target, Epilogue("float", steps=steps)))
+    for case in (
+        conv_case(rng, n=2, channels=24, out=13, h=5, w=5),
+        conv_case(rng, n=1, channels=8, out=16, h=4, w=8),
+        gemm_case(rng, rows=(2, 3, 2), k=40, out=10),
+    ):
+        jobs += operand_jobs(name(), case, rng, target)
     return jobs
 
 

@@ -62,10 +62,15 @@ def test_scale_bias_activations_and_residual():
     ("node", "why"),
     [
         (lambda net, y: net.node("Div", np.float32(3), y), "a constant divided by the value"),
-        (lambda net, y: net.node("Mul", y, net.floats(4, 4)), "a constant that varies inside a channel"),
+        (lambda net, y: net.node("Mul", y, net.floats(4, 1)), "a constant that varies along rows of pixels"),
         (lambda net, y: net.node("Add", y, y), "both operands are the value"),
         (lambda net, y: net.node("Sigmoid", y), "no epilogue operation"),
-        (lambda net, y: net.node("Mul", y, net.node("ReduceMean", "x", np.array([1, 2, 3]))), "another shape"),
+        (
+            lambda net, y: net.node(
+                "Mul", y, net.node("Slice", net.floats(1, 1, 6, 1), *(np.array([v]) for v in (0, 4, 2)))
+            ),
+            "one value for rows of pixels",
+        ),
         (lambda net, y: net.node("PRelu", y, net.node("Abs", net.const(net.floats(8, 1, 1)))), "slope of run time"),
     ],
 )
@@ -128,3 +133,40 @@ def test_rows():
     found, graph, _ = groups(net.model(net.node("Mul", y, net.floats(6))))
     assert list(found.values()) == [["Cast", "Add", "Mul"]]
     assert node_of(graph, "BinaryGemm").attrs["k"] == 50
+
+
+def test_scales_of_samples_pixels_and_positions():
+    """XNOR-Net's mean of each sample, its map K of each pixel, XNOR-Net++'s product of three factors."""
+    net = Net((2, 8, 6, 5))
+    y = net.conv(net.sign("x"), 8, 7, name="conv", pads=[1] * 4)
+    for axes in ([1, 2, 3], [1]):
+        mean = net.node("ReduceMean", net.node("Abs", "x"), np.array(axes, np.int64), keepdims=1)
+        y = net.node("Mul", y, mean)
+    y = net.node("Add", net.node("Mul", y, net.floats(1, 7, 6, 5)), net.floats(1, 1, 6, 5), name="last")
+    found, _, ctx = groups(net.model(y))
+    assert found == {"conv/BinaryConv": ["Transpose", "Cast", "Mul", "Mul", "Mul", "Add"]}
+    assert ctx.records["last"].reason == "in the epilogue of 'conv'"
+
+
+def test_an_operand_along_one_of_the_spatial_axes_stays_outside():
+    net = Net((2, 8, 6, 5))
+    y = net.node("Mul", net.conv(net.sign("x"), 8, 7, pads=[1] * 4), net.floats(1, 1, 6, 1))
+    found, _, _ = groups(net.model(y))
+    assert list(found.values()) == [["Transpose", "Cast"]]
+
+
+def test_batch_norm_of_a_conv1d_behind_the_reshape():
+    net = Net((2, 11, 31))
+    y = net.conv(net.sign("x"), 11, 11, (5,), pads=[2, 2], name="conv")
+    y = net.node("Add", net.bn(y, 11, trailing=1), "x", name="residual")
+    found, _, ctx = groups(net.model(y))
+    assert found == {"conv/BinaryConv": ["Transpose", "Cast", "Reshape", "Mul", "Add", "Add"]}
+    assert ctx.records["residual"].status is Status.FUSED
+
+
+def test_scale_of_each_row():
+    net = Net((3, 4, 24))
+    mean = net.node("ReduceMean", net.node("Abs", "x"), np.array([-1], np.int64), keepdims=1)
+    y = net.node("Mul", net.node("MatMul", net.sign("x"), net.signs(24, 9), name="fc"), mean)
+    found, _, _ = groups(net.model(net.node("Add", y, net.floats(4, 9))))
+    assert list(found.values()) == [["Cast", "Mul"]]  # the Add varies along one of two axes of rows

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ...errors import UnsupportedError
+from ...opset import Lies
 from ..kernel import EpilogueStep, KernelCall
 from .common import Expr, Flat, Function, broadcast, bytes_of, bytes_of_flags, cast, intrinsic, number, pieces, shuffle
 
@@ -33,6 +34,14 @@ class Finished:
     image: Expr
     pixel: Expr
     block: Expr
+
+
+class Spot(NamedTuple):
+    """The place of a value in the output."""
+
+    image: Expr
+    channel: Expr
+    pixel: Expr
 
 
 def limits(corrections: np.ndarray, threshold: np.ndarray, bits: int, dtype: str) -> np.ndarray:
@@ -66,7 +75,7 @@ class Output:
             self.table = fn.constant("corrections", corrections.astype(np.int32))
         if epilogue.kind == "float":
             self.steps = [
-                (s, self._parameter(fn, f"p{i}", s.p), self._parameter(fn, f"q{i}", s.q))
+                (s, self._parameter(fn, f"p{i}", s.p, s.lies), self._parameter(fn, f"q{i}", s.q))
                 for i, s in enumerate(epilogue.steps)
             ]
         self.out = fn.output()
@@ -80,13 +89,17 @@ class Output:
         """Whether the accumulators that ``count`` stands for reach their thresholds."""
         return count < limit
 
-    def _parameter(self, fn: Function, name: str, value: np.ndarray | int | None) -> Flat | None:
+    def _parameter(
+        self, fn: Function, name: str, value: np.ndarray | int | None, lies: Lies | None = None
+    ) -> Flat | None:
         if value is None:
             return None
         if isinstance(value, (int, np.integer)):
-            if fn.call.extra[int(value)].shape != fn.call.output.shape:
+            if lies is None and fn.call.extra[int(value)].shape != fn.call.output.shape:
                 raise UnsupportedError(fn.call.name, fn.call.op, "a residual must have the output's shape")
             return fn.extra(int(value))
+        if lies is not None:
+            return fn.constant(name, value.astype(np.float32).reshape(-1))
         padded = np.zeros(self.width, np.float32)
         padded[: self.channels] = value
         return fn.constant(name, padded)
@@ -143,27 +156,46 @@ class Output:
                 place = (tile.image * self.channels + channel + c) * self.pixels + tile.pixel
                 for first, lanes in pieces(len(accs), widest):
                     value = cast(shuffle(accs, row[first : first + lanes]), "float32", lanes)
-                    self._run(value, lanes, place + first, channel + c, True)
+                    self._run(value, lanes, place + first, Spot(tile.image, channel + c, tile.pixel + first), True)
             return
         for p, acc in enumerate(accs):
             place = (tile.image * self.pixels + tile.pixel + p) * self.channels + channel
             for first, lanes in pieces(count, widest):
                 value = cast(part(acc, first, lanes), "float32", lanes)
-                self._run(value, lanes, place + first, channel + first, False)
+                self._run(value, lanes, place + first, Spot(tile.image, channel + first, tile.pixel + p), False)
 
-    def _run(self, value: Expr, lanes: int, place: Expr, channel: Expr, same_channel: bool) -> None:
-        """All steps on ``lanes`` values that are stored side by side at ``place``."""
+    def _run(self, value: Expr, lanes: int, place: Expr, spot: Spot, same_channel: bool) -> None:
+        """All steps on ``lanes`` values that are stored side by side at ``place``: the first is that of ``spot``."""
 
-        def read(parameter: Flat | None, source: np.ndarray | int | None) -> Expr:
+        def read(parameter: Flat | None, source: np.ndarray | int | None, lies: Lies | None = None) -> Expr:
             if parameter is None:
                 return None
+            if lies is not None:
+                one = not (lies.pixel if same_channel else lies.channel)
+                at = self._offset(lies, spot, same_channel)
+                return broadcast(parameter.load(at), lanes) if one else parameter.load(at, lanes)
             if not isinstance(source, np.ndarray):
                 return parameter.load(place, lanes)
-            return broadcast(parameter.load(channel), lanes) if same_channel else parameter.load(channel, lanes)
+            at = spot.channel
+            return broadcast(parameter.load(at), lanes) if same_channel else parameter.load(at, lanes)
 
         for step, p, q in self.steps:
-            value = T.Bind(apart(apply(step.op, value, read(p, step.p), read(q, step.q), lanes), lanes))
+            value = T.Bind(apart(apply(step.op, value, read(p, step.p, step.lies), read(q, step.q), lanes), lanes))
         self.out.store(place, value, lanes)
+
+    def _offset(self, lies: Lies, spot: Spot, channels_first: bool) -> Expr:
+        """Where an operand has its element for ``spot``; see ``Lies``."""
+        at: Expr = 0
+        if channels_first:
+            for varies, size, index in (
+                (lies.image, 1, spot.image),
+                (lies.channel, self.channels, spot.channel),
+                (lies.pixel, self.pixels, spot.pixel),
+            ):
+                at = at * size + index if varies else at
+            return at
+        at = spot.image * self.pixels + spot.pixel if lies.pixel else at
+        return at * self.channels + spot.channel if lies.channel else at
 
 
 def part(vector: Expr, first: int, lanes: int) -> Expr:
