@@ -35,6 +35,7 @@ PASSES = (
     "hoist_signs",
     "pack",
     "pack_products",
+    "low_bit",
     "fuse_threshold",
     "clean",
     "fuse_epilogue",

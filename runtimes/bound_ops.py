@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..opset import REGISTRY, pack_bits
-from .bound_rules import Error
+from ..opset._codes import convolution
+from .bound_rules import FLUSH, Error, gamma
 
 
 @dataclass(frozen=True)
@@ -58,5 +59,30 @@ def _max_pool(use: Use) -> Bound:
     return Bound(mask=REGISTRY[use.op].reference([use.masks[0], flip], use.attrs))
 
 
-RULES: dict[str, Callable[[Use], Bound]] = {"Pack": _pack, "Binarize": _binarize, "BinaryMaxPool": _max_pool}
+def _weighted(use: Use) -> Bound:
+    """A float32 sum of k products with decoded weights: γ(k + 2)·Σ|x||w|, and the error of x carried through.
+
+    Decoding is equal everywhere, but for subnormal weights where they are flushed to zero: each moves by at most ``FLUSH``.
+    """
+    weights, x = np.abs(REGISTRY[use.op].weights(use.inputs, use.attrs)).astype(np.float64), np.abs(use.inputs[0])  # type: ignore[attr-defined]
+
+    def total(of: np.ndarray, by: np.ndarray) -> np.ndarray:
+        if "kernel_shape" in use.attrs:  # its result is rounded to float32: never downwards
+            return convolution(of, by, use.attrs).astype(np.float64) * (1 + 2.0**-22)
+        return of.astype(np.float64) @ by.T
+
+    rounding = gamma(use.attrs["k"] + 2)
+    error = rounding * total(x, weights) + FLUSH * (1 + total(x, np.ones_like(weights[:1])).max(initial=0))
+    if np.any(use.errors[0]):
+        moved = np.broadcast_to(np.asarray(use.errors[0], np.float64), x.shape)
+        error = error + (1 + rounding) * total(moved, weights)
+    return Bound(error=error)
+
+
+SUMS = {"LowBitGemm", "LowBitConv", "ShiftGemm", "ShiftConv"}
+"""Operators whose result is a float32 sum of ``k`` products, in any order."""
+
+RULES: dict[str, Callable[[Use], Bound]] = {
+    "Pack": _pack, "Binarize": _binarize, "BinaryMaxPool": _max_pool, **dict.fromkeys(SUMS, _weighted),
+}  # fmt: skip
 """Operator → its rule."""

@@ -29,7 +29,7 @@ import onnx
 
 from .. import golden
 from ..opset import DOMAIN
-from .bound_ops import RULES, Use
+from .bound_ops import RULES, SUMS, Use
 from .bound_rules import (
     FLUSH,
     FUNCTION,
@@ -140,6 +140,9 @@ class Analysis:
                 parts.append("Resize: γ of its weighted sum, and the rounding of its coordinates")
             elif op in JUMPS:
                 parts.append(f"{op} jumps: open where its argument is within its bound of a jump")
+            elif node.domain == DOMAIN and op in SUMS:
+                terms = int(attribute(node, "k", 1))
+                parts.append(f"{op} sums {terms} terms in any order: γ({terms + 2})·Σ|x·w|")
             elif op in ("Add", "Sub", "Mul", "Div", "PRelu", "LeakyRelu"):
                 rounded.append(op)
             elif not self._known(node):

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from .. import golden
-from ..opset import pack_bits, unpack_bits
+from ..opset import DOMAIN, REGISTRY, pack_bits, unpack_bits
 from .bounds import VIEWS, Analysis, Error, weight_errors
 from .compare import Flips, sign_flips
 
@@ -131,6 +131,8 @@ class References:
             self._choose(found)
         self.original_analysis = Analysis(self.original.model, original=True)
         self._weight_errors: dict[str, Error] | None = None
+        self._coded: dict[str, onnx.NodeProto] | None = None
+        """Node of the original → the node of the packed model that holds its weights as codes."""
         for name in [tensor for tensor in self.tensors if tensor in found]:
             entry = found[name]
             if entry["tensor"] not in self.original:
@@ -242,10 +244,28 @@ class References:
                     flag = "transB" if side else "transA"
                     transposed = any(a.name == flag and a.i for a in node.attribute)
                     axis = int(transposed) if side == 0 else int(not transposed)
-                error = weight_errors(weight, axis)
+                decoded = self._decoded(node, weight, axis)
+                error = weight_errors(weight, axis) if decoded is None else np.abs(weight.astype(np.float64) - decoded)
                 if error is not None:
                     found[name] = np.maximum(found.get(name, 0.0), error)
         return found
+
+    def _decoded(self, node: onnx.NodeProto, weight: np.ndarray, axis: int) -> np.ndarray | None:
+        """What the codes stand for that the packed model has in place of a weight of ``node``; None: it has no codes."""
+        if self._coded is None:
+            self._coded = {}
+            for made in self.packed.model.graph.node:
+                source = next((entry.value for entry in made.metadata_props if entry.key == "xnorc.for"), None)
+                if source and made.domain == DOMAIN and hasattr(REGISTRY[made.op_type], "weights"):
+                    self._coded[source] = made
+        made = self._coded.get(node.name)
+        if made is None:
+            return None
+        attrs = {a.name: onnx.helper.get_attribute_value(a) for a in made.attribute}
+        constants = [self.analysis.constants.get(name, np.zeros(0, np.float32)) for name in made.input]
+        rows = REGISTRY[made.op_type].weights(constants, attrs)
+        moved = (weight.shape[axis], *np.delete(weight.shape, axis))
+        return np.moveaxis(rows.reshape(moved), 0, axis) if rows.size == weight.size else None
 
     def packed_tensors(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every tensor of the packed model, its inputs included."""

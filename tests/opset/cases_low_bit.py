@@ -1,0 +1,71 @@
+"""Cases of the operators on codes. Small integers and powers of two: their float32 sums are exact in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tests.opset.cases import Case
+from xnorc.opset._codes import store_codes
+
+
+def whole(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.integers(-8, 9, shape).astype(np.float32)
+
+
+def conv_attrs(kernel=(3, 3), strides=(1, 1), dilations=(1, 1), pads=(1, 1, 1, 1), group=1) -> dict[str, Any]:
+    return {
+        "kernel_shape": list(kernel), "strides": list(strides), "dilations": list(dilations), "pads": list(pads),
+        "group": group,
+    }  # fmt: skip
+
+
+def low_bit_case(
+    rng: np.random.Generator, *, rows=(3,), k=96, out=17, bits=2, group=None, zero=True, offset=True, conv=None,
+) -> Case:  # fmt: skip
+    """``conv``: (shape of x, attributes) of a convolution in place of ``rows``."""
+    if conv is not None:
+        k = conv[0][1] // conv[1]["group"] * int(np.prod(conv[1]["kernel_shape"]))
+    size = k if group is None else group
+    groups = (out, -(-k // size))
+    scale = np.exp2(rng.integers(-2, 3, groups)).astype(np.float32)
+    zeros = (rng.integers(0, 2 * 2**bits, groups) / 2).astype(np.float32) if zero else np.zeros((1, 1), np.float32)
+    offsets = whole(rng, *groups) if offset else np.zeros((1, 1), np.float32)
+    codes = store_codes(rng.integers(0, 2**bits, (out, k)), bits)
+    attrs = {"k": k, "group_size": size}
+    if conv is None:
+        return "LowBitGemm", attrs, [whole(rng, *rows, k), codes, scale, zeros, offsets]
+    return "LowBitConv", {**conv[1], **attrs}, [whole(rng, *conv[0]), codes, scale, zeros, offsets]
+
+
+def shift_case(rng: np.random.Generator, *, rows=(3,), k=96, out=17, bits=3, conv=None) -> Case:
+    if conv is not None:
+        k = conv[0][1] // conv[1]["group"] * int(np.prod(conv[1]["kernel_shape"]))
+    codes = store_codes(rng.integers(0, 2**bits, (out, k)), bits)
+    scale = np.exp2(rng.integers(-2, 3, out)).astype(np.float32)
+    if conv is None:
+        return "ShiftGemm", {"k": k}, [whole(rng, *rows, k), codes, scale]
+    return "ShiftConv", {**conv[1], "k": k}, [whole(rng, *conv[0]), codes, scale]
+
+
+def cases(seed: int = 0) -> Iterator[Case]:
+    rng = np.random.default_rng(seed + 100)
+    yield low_bit_case(rng)
+    yield low_bit_case(rng, bits=1, rows=(1,), k=300, out=40, group=32)
+    yield low_bit_case(rng, bits=3, rows=(2, 5), k=77, out=9, offset=False)
+    yield low_bit_case(rng, bits=4, rows=(13,), k=700, out=35, group=64, zero=False)
+    yield low_bit_case(rng, bits=4, rows=(1,), k=5, out=1, zero=False, offset=False)
+    yield low_bit_case(rng, bits=2, rows=(7,), k=600, out=70, group=128)
+    yield low_bit_case(rng, bits=2, out=12, conv=((1, 8, 9, 7), conv_attrs()))
+    yield low_bit_case(rng, bits=1, out=6, zero=False, conv=((2, 4, 8, 8), conv_attrs(strides=(2, 2))))
+    yield low_bit_case(rng, bits=3, out=8, conv=((1, 8, 5, 6), conv_attrs(group=4, pads=(0, 1, 2, 1))))
+    yield low_bit_case(rng, bits=4, out=24, conv=((1, 16, 6, 6), conv_attrs((1, 1), pads=(0, 0, 0, 0))))
+    yield shift_case(rng)
+    yield shift_case(rng, bits=4, rows=(1,), k=513, out=33)
+    yield shift_case(rng, bits=2, rows=(2, 3), k=12, out=5)
+    yield shift_case(rng, out=12, conv=((1, 16, 8, 9), conv_attrs()))
+    yield shift_case(
+        rng, bits=4, out=10, conv=((1, 10, 7, 7), conv_attrs(group=10, dilations=(2, 2), pads=(2, 2, 2, 2)))
+    )
