@@ -128,8 +128,11 @@ def _rewrite(
     for i, (op, operand) in enumerate(tail):
         last = out if i == len(tail) - 1 else None
         value = add_node(graph, ctx, op, [value, operand], stands_for=node, output=last, shape=shape, dtype=np.float32)
-    name = encoded.family + kind
-    ctx.note(node, Status.PACKED, f"{name} {sizes[1]}→{sizes[0]}: {encoded.text}, decoded in the kernel")
+    text = f"{encoded.family}{kind} {sizes[1]}→{sizes[0]}: {encoded.text}, decoded in the kernel"
+    before = ctx.records.get(base)
+    if before is not None and "its signs" in before.reason:  # why a layer that comes from signs is not on bits
+        text += f"; its activations are floats: {before.reason}"
+    ctx.note(node, Status.PACKED, text)
 
 
 def _of_channels(graph: gs.Graph, ctx: Context, bias: gs.Tensor, rank: int, base: str, node: gs.Node) -> gs.Tensor:
