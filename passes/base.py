@@ -35,6 +35,11 @@ class Status(str, Enum):
     """Left as it is, on float (or integer) tensors."""
 
 
+KEPT_REASONS = frozenset({"fixed_point", "switched_weights"})
+"""Passes whose reason for leaving a node in float stays when a later pass has a reason of its own."""
+_JOINT = "; nor by another pass: "
+
+
 @dataclass(frozen=True)
 class Record:
     """Why one original node ended as it did. ``by`` is the pass that says so."""
@@ -102,8 +107,12 @@ class Context:
         """Record what happened to an original node (or to the original node that ``node`` does the work of)."""
         name = node if isinstance(node, str) else node.name
         name = self.renamed.get(name, name)
-        if name in self.original:
-            self.records[name] = Record(name, self.original[name], status, reason, self.current)
+        if name not in self.original:
+            return
+        before, by = self.records.get(name), self.current
+        if before is not None and before.by in KEPT_REASONS and before.status is status is Status.FLOAT:
+            reason, by = f"{before.reason.split(_JOINT)[0]}{_JOINT}{reason}", before.by
+        self.records[name] = Record(name, self.original[name], status, reason, by)
 
     def fresh(self, base: str) -> str:
         """A name starting with ``base`` that nothing else has."""

@@ -26,6 +26,7 @@ PASSES = (
     "clean",
     "recognise_sign",
     "clean",
+    "fixed_point",
     "binary_weights",
     "sink_affine",
     "fold_affine",
