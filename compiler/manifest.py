@@ -107,6 +107,9 @@ def _tensors(value: object) -> int:
         size = DTYPES[dtype]
         for dim in shape:
             size *= _whole(dim, f"shape of tensor '{name}'", 1, 2**32 - 1)
+        layout = tensor.get("layout", "as shaped")
+        if layout not in ("as shaped", "channels_last") or (layout == "channels_last" and len(shape) != 4):
+            raise PackageError(f"tensor '{name}': layout {layout!r:.40} of {len(shape)} axes is not known")
         if size > MAX_TENSOR_BYTES:
             raise PackageError(f"tensor '{name}': {size} bytes, the limit is {MAX_TENSOR_BYTES}")
     return len(tensors)

@@ -187,7 +187,7 @@ class Session(ABC):
                 tensor = self._tensors[index]
                 end = place + _nbytes(tensor)
                 cut = np.ascontiguousarray(rows[:, place:end]).view(np.dtype(tensor["dtype"]))
-                parts[tensor["name"]].append(cut.reshape(len(rows), *tensor["shape"]))
+                parts[tensor["name"]].append(_from_device(tensor, cut))
                 place = end
         if not next(iter(parts.values()), [None]):
             tensors = {self._tensors[index]["name"]: self._tensors[index] for index in answer}
@@ -203,7 +203,7 @@ class Session(ABC):
         for start in range(0, total, size):
             count = min(size, total - start)
             rows = [
-                np.ascontiguousarray(arrays[index][start : start + count]).reshape(count, -1).view(np.uint8)
+                _to_device(self._tensors[index], arrays[index][start : start + count]).reshape(count, -1).view(np.uint8)
                 for index in asked
             ]
             request = np.concatenate(rows, axis=1) if rows else np.empty((count, 0), np.uint8)
@@ -225,6 +225,22 @@ def _shifted(progress: Progress, start: int, total: int) -> Callable[[int], None
 
 def _nbytes(tensor: Mapping[str, Any]) -> int:
     return int(np.prod(tensor["shape"], dtype=np.int64)) * np.dtype(tensor["dtype"]).itemsize
+
+
+def _to_device(tensor: Mapping[str, Any], samples: np.ndarray) -> np.ndarray:
+    """Samples ``[samples, *shape]`` as they lie on a device."""
+    if tensor.get("layout") == "channels_last":
+        samples = np.moveaxis(samples, 2, -1)
+    return np.ascontiguousarray(samples)
+
+
+def _from_device(tensor: Mapping[str, Any], samples: np.ndarray) -> np.ndarray:
+    """What ``_to_device`` undoes; ``samples`` may have any shape of the right size."""
+    shape = tensor["shape"]
+    if tensor.get("layout") == "channels_last":
+        n, c, h, w = shape
+        return np.moveaxis(samples.reshape(-1, n, h, w, c), -1, 2)
+    return samples.reshape(-1, *shape)
 
 
 def as_samples(

@@ -75,7 +75,9 @@ def describe(program: Program, tensor_bytes: int, weight_bytes: int) -> dict[str
     """The part of the manifest that the program determines."""
     return {
         "tensors": [
-            {"name": t.name, "dtype": str(t.type.dtype), "shape": list(t.type.shape)} for t in program.tensors
+            {"name": t.name, "dtype": str(t.type.dtype), "shape": list(t.type.shape)}
+            | ({"layout": "channels_last"} if t.channels_last else {})
+            for t in program.tensors
         ],
         "inputs": program.inputs,
         "outputs": program.outputs,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .layout import physical
 from .plan import aligned
 from .program import Argument, Program
 
@@ -121,7 +122,8 @@ def source(program: Program, offsets: Sequence[int], *, tensor_bytes: int, max_t
         lines += [indices(f"writes{number}", step.writes), ""]
     lines.append("static const xnorc_tensor tensors[] = {")
     for tensor in program.tensors:
-        shape = ", ".join(map(str, tensor.type.shape)) or "0"
+        lies = physical(tensor.type) if tensor.channels_last else tensor.type
+        shape = ", ".join(map(str, lies.shape)) or "0"
         lines.append(
             f"    {{{_c_string(tensor.name)}, XNORC_{str(tensor.type.dtype).upper()}, {len(tensor.type.shape)}, {{{shape}}}, "
             f"{tensor.bytes}, {_SPACES[tensor.space]}, {tensor.place}}},"

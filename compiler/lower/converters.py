@@ -196,7 +196,7 @@ def gemm(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, Any
         # [n] or [1, n], or one number; [n, 1] of as many rows as columns is another matter.
         if given is not None and given.size in (1, columns) and given.shape[-1:] in ((), (given.size,)):
             bias, extra = np.broadcast_to(given.reshape(-1), (columns,)), None
-        made = _linear(bb, left, constant, bias, (shape_of(left)[0], columns))
+        made = linear(bb, left, constant, bias, (shape_of(left)[0], columns))
     if alpha != 1:
         made = relax.op.multiply(bb.emit(made), relax.const(alpha, "float32"))
     if extra is not None:
@@ -214,11 +214,11 @@ def matmul(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, A
     if not computed or not alike or min(len(left), len(right)) < 2:
         return _standard("MatMul", bb, inputs, attrs)
     if values[1] is not None and len(right) == 2:
-        return _linear(bb, inputs[0], values[1], None, (*left[:-1], right[-1]))
+        return linear(bb, inputs[0], values[1], None, (*left[:-1], right[-1]))
     return _products(bb, inputs[0], inputs[1])
 
 
-def _linear(bb: Any, left: Any, right: np.ndarray, bias: np.ndarray | None, shape: Sequence[int]) -> Any:
+def linear(bb: Any, left: Any, right: np.ndarray, bias: np.ndarray | None, shape: Sequence[int]) -> Any:
     """``left [..., k] @ right [k, n]`` with a constant right side."""
     depth, columns = right.shape
     args = [left, relax.const(float_product.lay_out(right))]

@@ -24,6 +24,8 @@ class Tensor:
     type: TensorType
     space: Literal["arena", "input", "output"] = "arena"
     place: int = 0
+    channels_last: bool = False
+    """Whether a tensor ``[N, C, H, W]`` lies in memory as ``[N, H, W, C]``."""
 
     @property
     def bytes(self) -> int:

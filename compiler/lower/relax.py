@@ -11,8 +11,8 @@ import importlib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from ..targets import Target
 from .converters import CHECKS, CONVERTERS
 from .epilogue import Fused, read_epilogue
 from .kernel import Epilogue, KernelCall
+from .layout import ELEMENTWISE, FIRST, LAST, Layout, constant_last, convert, physical
 from .program import DTYPES
 
 MAX_RANK = 8
@@ -89,9 +90,11 @@ class Importer:
                     )
                 parameters.append(relax.Var(f"in{len(parameters)}", relax.TensorType(kind.shape, str(kind.dtype))))
                 self._nodes[value.name] = parameters[-1]
+        groups = self._groups()
+        self.layout = Layout(groups, self.types, self.constants, [out.name for out in graph.output])
         with self._bb.function("main", params=parameters):
             with self._bb.dataflow():
-                for fused in self._groups():
+                for fused in groups:
                     self._emit(fused)
                 result = self._bb.emit_output(relax.Tuple([self._nodes[out.name] for out in graph.output]))
             self._bb.emit_func_output(result)
@@ -123,11 +126,14 @@ class Importer:
 
     def _emit(self, fused: Fused) -> None:
         anchor = fused.nodes[0]
+        as_last = self.layout.works_last(fused)
         if anchor.domain == DOMAIN:
-            results = [self._kernel(anchor, fused)]
+            results = [self._kernel(anchor, fused, as_last)]
             outputs = [fused.output]
         else:
-            results = self._convert(anchor)
+            results = self._convert_last(anchor) if as_last else self._convert(anchor, self._inputs(anchor, False))
+            if not as_last and fused.output in self.layout.last:
+                results[0] = relax.op.permute_dims(self._bb.emit(results[0]), LAST)
             pairs = list(zip(anchor.output, results, strict=False))
             if lost := [name for name in anchor.output[len(results) :] if name]:
                 raise UnsupportedError(anchor.name, anchor.op_type, f"its output '{lost[0]}' is not computed")
@@ -169,16 +175,44 @@ class Importer:
                 raise UnsupportedError(node.name, node.op_type, f"'{name}' has more than {MAX_RANK} axes")
         if expected is None and shape is not None:
             self.types[name] = TensorType(shape, np.dtype(str(got.dtype)))
-        elif expected is None or shape is None or shape != expected.shape or str(got.dtype) != str(expected.dtype):
+            return
+        if expected is not None and name in self.layout.last:
+            expected = physical(expected)
+        if expected is None or shape is None or shape != expected.shape or str(got.dtype) != str(expected.dtype):
             raise UnsupportedError(
                 node.name, node.op_type, f"TVM gives '{name}' the type {got.dtype} {shape}, the model says {expected}"
             )
 
-    def _convert(self, node: onnx.NodeProto) -> list[relax.Expr]:
-        """A standard operator, by TVM's converter or one of our own."""
+    def _read(self, name: str, last: bool) -> relax.Expr:
+        """A tensor with its channels where the reader wants them: transposed as part of the reader's step if need be."""
+        value = self._nodes[name]
+        if name in self.constants:
+            if not last:
+                return value
+            moved = constant_last(self.constants[name])
+            return relax.const(moved, str(moved.dtype))
+        if last == (name in self.layout.last):
+            return value
+        return self._bb.emit(relax.op.permute_dims(value, LAST if last else FIRST))
+
+    def _inputs(self, node: onnx.NodeProto, last: bool) -> list[relax.Expr | None]:
+        return [self._read(name, last) if name else None for name in node.input]
+
+    def _convert_last(self, node: onnx.NodeProto) -> list[relax.Expr]:
+        """A standard operator on tensors that lie channels last."""
+        if node.op_type in ELEMENTWISE:
+            return self._convert(node, self._inputs(node, True), constant_last)
+        data = self._read(node.input[0], True)
+        return [convert(self._bb, node, data, self.constants, self.types[node.output[0]].shape)]
+
+    def _convert(
+        self, node: onnx.NodeProto, given: Sequence[relax.Expr | None],
+        lay: Callable[[np.ndarray], np.ndarray] = lambda value: value,
+    ) -> list[relax.Expr]:  # fmt: skip
+        """A standard operator, by TVM's converter or one of our own. ``lay``: how constants lie in ``given``."""
         inputs = onnx_frontend.onnx_input()
-        for name in node.input:
-            inputs.append(self._nodes[name] if name else None)
+        for value in given:
+            inputs.append(value)
         table = onnx_frontend._get_convert_map()
         if node.domain not in ("", "ai.onnx") or (node.op_type not in table and node.op_type not in CONVERTERS):
             raise UnsupportedError(node.name, node.op_type, "xnorc has no lowering for this operator")
@@ -187,7 +221,7 @@ class Importer:
             attrs["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                values = [self.constants.get(name) for name in node.input]
+                values = [lay(self.constants[name]) if name in self.constants else None for name in node.input]
                 if node.op_type in CHECKS:
                     CHECKS[node.op_type](list(inputs), values, attrs)
                 if node.op_type in CONVERTERS:
@@ -208,21 +242,30 @@ class Importer:
             return [self._bb.emit(relax.TupleGetItem(made, i)) for i in range(len(made.ty.fields))]
         return [made]
 
-    def _kernel(self, node: onnx.NodeProto, fused: Fused) -> relax.Expr:
-        """An ``ai.xnorc`` operator with its epilogue, by our own kernel."""
+    def _kernel(self, node: onnx.NodeProto, fused: Fused, last: bool) -> relax.Expr:
+        """An ``ai.xnorc`` operator with its epilogue, by our own kernel. ``last``: its feature maps lie channels last."""
         op = REGISTRY[node.op_type]
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if last and node.op_type == "Pack":
+            attrs["perm"] = [0, 1, 2, 3]
+        maps = set(fused.extra) | ({fused.output} if fused.output in self.layout.last else set())
+        maps |= {node.input[0]} if self.layout.native(node) else set()
+
+        def kind(name: str) -> TensorType:
+            return physical(self.types[name]) if last and name in maps else self.types[name]
+
+        epilogue = replace(fused.epilogue, channels_first=False) if last else fused.epilogue
         module, function = op.kernel.split(":")
         call = KernelCall(
             name=f"{self.prefix}_k{len(self.items)}_{symbol(node.op_type)}",
             op=node.op_type,
             attrs={k: list(v) if not isinstance(v, int) else v for k, v in attrs.items()},
-            inputs=tuple(self.types[name] for name in node.input),
+            inputs=tuple(map(kind, node.input)),
             constants={i: self.constants[name] for i, name in enumerate(node.input) if name in self.constants},
-            output=self.types[fused.output],
+            output=kind(fused.output),
             target=self.target,
-            epilogue=fused.epilogue,
-            extra=tuple(self.types[name] for name in fused.extra),
+            epilogue=epilogue,
+            extra=tuple(map(kind, fused.extra)),
         )
         try:
             kernel = getattr(importlib.import_module(f"..lower.kernels.{module}", __package__), function)(call)
@@ -232,7 +275,7 @@ class Importer:
         arguments = [
             relax.const(np.ascontiguousarray(a), str(a.dtype))
             if isinstance(a, np.ndarray)
-            else self._nodes[places[a[0]][a[1]]]
+            else self._read(places[a[0]][a[1]], last and places[a[0]][a[1]] in maps)
             for a in kernel.args
         ]
         variable = self._bb.add_func(kernel.func.with_attr("op_pattern", 8).with_attr("xnorc.scheduled", 1), call.name)

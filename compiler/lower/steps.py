@@ -105,6 +105,7 @@ class Walker:
                 self._named.add(value.index)
                 tensor.name = name
                 tensor.type = TensorType(self.importer.types[name].shape, tensor.type.dtype)
+                tensor.channels_last = name in self.importer.layout.last
 
     def _call(self, call: Any) -> Any:
         if call.op == tvm.ir.Op.get("relax.reshape"):

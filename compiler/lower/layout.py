@@ -1,0 +1,223 @@
+"""Which float feature maps lie channels last on the device, and the standard operators that can work on them so.
+
+Packed bits and accumulators are channels last. A float tensor ``[N, C, H, W]`` between binary layers (a residual, say)
+would have to be transposed twice; it is laid out ``[N, H, W, C]`` instead wherever those who write and read it can take it
+so. Its name, and the shape that everyone else sees, stay those of the model: ``Tensor.channels_last`` says how the bytes
+lie. Inputs and outputs of the model are never laid out otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+from tvm import relax
+
+from ..opset import DOMAIN, TensorType
+from . import converters
+from .epilogue import Fused
+
+LAST = (0, 2, 3, 1)
+"""From the model's axes to channels last."""
+FIRST = (0, 3, 1, 2)
+"""And back."""
+
+ELEMENTWISE = frozenset({
+    "Abs", "Add", "Clip", "Div", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "Neg", "Relu", "Round", "Sigmoid",
+    "Sqrt", "Sub", "Tanh",
+})  # fmt: skip
+"""Operators that act on each element by itself, however the tensor lies."""
+
+Attributes = Mapping[str, Any]
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes by name."""
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def physical(kind: TensorType) -> TensorType:
+    """The type of a tensor that lies channels last."""
+    return TensorType(tuple(kind.shape[axis] for axis in LAST), kind.dtype)
+
+
+def constant_last(value: np.ndarray) -> np.ndarray:
+    """A constant that broadcasts against ``[N, C, H, W]``, for ``[N, H, W, C]``."""
+    if value.size == 1:
+        return value
+    return np.ascontiguousarray(value.reshape((1,) * (4 - value.ndim) + value.shape).transpose(LAST))
+
+
+class Layout:
+    """The choice for one model. ``last`` names the tensors that lie channels last."""
+
+    def __init__(
+        self, groups: Sequence[Fused], types: Mapping[str, TensorType], constants: Mapping[str, np.ndarray],
+        outputs: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.types, self.constants = types, constants
+        self.free = {fused.output for fused in groups} - set(outputs)
+        """Tensors that steps hand to each other: neither inputs nor outputs of the model."""
+        self.readers: dict[str, list[Fused]] = {}
+        for fused in groups:
+            names = [name for node in fused.nodes for name in node.input] + fused.extra
+            for name in dict.fromkeys(names):
+                if name not in constants and name != fused.output:
+                    self.readers.setdefault(name, []).append(fused)
+        self.last: set[str] = set()
+        self._choose(groups)
+
+    def _choose(self, groups: Sequence[Fused]) -> None:
+        for fused in groups:
+            if self._is_block(fused) and self._may(fused.output) and any(map(self._takes, self._read(fused.output))):
+                self.last.add(fused.output)
+        changed = bool(self.last)
+        while changed:
+            before = len(self.last)
+            for fused in groups:
+                node, name = fused.nodes[0], fused.output
+                if name in self.last or not self._may(name) or len(fused.nodes) > 1:
+                    continue
+                if self.native(node) and any(source in self.last for source in node.input) and self._gives_maps(node):
+                    self.last.add(name)
+            for name in self.readers:
+                if name not in self.last and self._may(name) and self._only_last(name):
+                    self.last.add(name)
+            changed = len(self.last) > before
+
+    def _read(self, name: str) -> list[Fused]:
+        return self.readers.get(name, [])
+
+    def _may(self, name: str) -> bool:
+        kind = self.types.get(name)
+        return kind is not None and len(kind.shape) == 4 and kind.dtype == np.float32 and name in self.free
+
+    def _gives_maps(self, node: onnx.NodeProto) -> bool:
+        return node.op_type not in ("ReduceMean", "GlobalAveragePool")
+
+    def _is_block(self, fused: Fused) -> bool:
+        """A binary layer whose kernel stores a float feature map, which it can store either way.
+
+        Operands that vary in other ways than by channel are laid out for channels first.
+        """
+        node, epilogue = fused.nodes[0], fused.epilogue
+        return (
+            node.domain == DOMAIN
+            and epilogue.kind == "float"
+            and epilogue.channels_first
+            and all(step.lies is None for step in epilogue.steps)
+            and physical(self.types[fused.output]).shape == self.types[node.output[0]].shape
+        )
+
+    def _takes(self, fused: Fused) -> bool:
+        """Whether a reader of a tensor that lies channels last needs no transpose."""
+        return self._is_block(fused) or self.native(fused.nodes[0])
+
+    def _only_last(self, name: str) -> bool:
+        """Whether every reader takes ``name`` channels last, and writes so or writes bits.
+
+        Not where a pool makes it smaller: its writer would have to transpose, and what the pool leaves costs less.
+        """
+        readers = self._read(name)
+        return bool(readers) and all(
+            self._takes(fused)
+            and "Pool" not in fused.nodes[0].op_type
+            and (fused.output in self.last or fused.nodes[0].op_type == "Pack" or not self._gives_maps(fused.nodes[0]))
+            for fused in readers
+        )
+
+    def works_last(self, fused: Fused) -> bool:
+        """Whether the kernel of a node or group reads and writes its feature maps channels last."""
+        node = fused.nodes[0]
+        if fused.output in self.last:
+            return self._is_block(fused) or (self.native(node) and any(name in self.last for name in node.input))
+        ends = node.op_type == "Pack" or not self._gives_maps(node)
+        return ends and self.native(node) and node.input[0] in self.last
+
+    def native(self, node: onnx.NodeProto) -> bool:
+        """Whether a node can read (and, where its output is a feature map, write) channels last."""
+        attrs = attributes(node)
+        if node.domain == DOMAIN:
+            rank = len(self.types[node.input[0]].shape)
+            return (node.op_type == "Pack" and list(attrs["perm"]) == list(LAST)) or (
+                node.op_type == "Binarize" and rank == 4
+            )
+        if node.op_type in ELEMENTWISE:
+            return all(self._fits(name) for name in node.input if name)
+        rule = _NATIVE.get(node.op_type)
+        return rule is not None and len(self.types[node.input[0]].shape) == 4 and rule(self, node, attrs)
+
+    def _fits(self, name: str) -> bool:
+        if name in self.constants:
+            return self.constants[name].ndim <= 4
+        kind = self.types.get(name)
+        return kind is not None and len(kind.shape) == 4
+
+
+# ---- operators on tensors that lie channels last ----
+
+
+def _plain_pool(layout: Layout, node: onnx.NodeProto, attrs: Attributes) -> bool:
+    return (
+        len(node.output) == 1
+        and len(attrs["kernel_shape"]) == 2
+        and not attrs.get("ceil_mode", 0)
+        and attrs.get("auto_pad", b"NOTSET") == b"NOTSET"
+        and list(attrs.get("dilations", [1, 1])) == [1, 1]
+        and not attrs.get("storage_order", 0)
+    )
+
+
+def _over_pixels(layout: Layout, node: onnx.NodeProto, attrs: Attributes) -> bool:
+    axes = attrs.get("axes")
+    if axes is None and len(node.input) > 1 and node.input[1] in layout.constants:
+        axes = layout.constants[node.input[1]].tolist()
+    return axes is not None and sorted(axis % 4 for axis in axes) == [2, 3]
+
+
+def _pointwise(layout: Layout, node: onnx.NodeProto, attrs: Attributes) -> bool:
+    weights = layout.constants.get(node.input[1])
+    return (
+        weights is not None
+        and weights.dtype == np.float32
+        and weights.shape[2:] == (1, 1)
+        and attrs.get("group", 1) == 1
+        and not any(attrs.get("pads", [0]))
+        and attrs.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+        and (len(node.input) < 3 or not node.input[2] or node.input[2] in layout.constants)
+    )
+
+
+_NATIVE: dict[str, Callable[[Layout, onnx.NodeProto, Attributes], bool]] = {
+    "MaxPool": _plain_pool,
+    "AveragePool": _plain_pool,
+    "GlobalAveragePool": lambda layout, node, attrs: True,
+    "ReduceMean": _over_pixels,
+    "Conv": _pointwise,
+}
+
+
+def convert(bb: Any, node: onnx.NodeProto, data: Any, constants: Mapping[str, np.ndarray], shape: Sequence[int]) -> Any:
+    """One of ``_NATIVE`` on ``data`` ``[N, H, W, C]``. ``shape``: of the output as the model has it."""
+    attrs = attributes(node)
+    if node.op_type in ("ReduceMean", "GlobalAveragePool"):
+        return relax.op.reshape(bb.emit(relax.op.mean(data, axis=[1, 2])), shape)
+    if node.op_type == "Conv":
+        weights = constants[node.input[1]]
+        strides = [int(step) for step in attrs.get("strides", [1, 1])]
+        if strides != [1, 1]:
+            _, height, width, _ = converters.shape_of(data)
+            data = bb.emit(relax.op.strided_slice(data, [1, 2], [0, 0], [height, width], strides, assume_inbound=True))
+        bias = constants[node.input[2]] if len(node.input) > 2 and node.input[2] else None
+        out = tuple(shape[axis] for axis in LAST)
+        return converters.linear(bb, data, np.ascontiguousarray(weights[:, :, 0, 0].T), bias, out)
+    pool = {"MaxPool": relax.op.nn.max_pool2d, "AveragePool": relax.op.nn.avg_pool2d}[node.op_type]
+    pads = [int(pad) for pad in attrs.get("pads", [0, 0, 0, 0])]
+    more = {} if node.op_type == "MaxPool" else {"count_include_pad": bool(attrs.get("count_include_pad", 0))}
+    return pool(
+        data, [int(size) for size in attrs["kernel_shape"]], [int(step) for step in attrs.get("strides", [1, 1])], pads,
+        layout="NHWC", **more,
+    )  # fmt: skip

@@ -1,0 +1,91 @@
+"""Feature maps that lie channels last on a device have the model's names, shapes and values for everyone else."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import xnorc
+from xnorc import golden
+from xnorc.package import Package
+
+
+def network() -> onnx.ModelProto:
+    """A float stem and pool, two residual binary blocks of odd size, a pooled pointwise shortcut, and a classifier."""
+    rng = np.random.default_rng(3)
+    constants: dict[str, np.ndarray] = {
+        "zero": np.zeros((), np.float32), "one": np.ones((), np.float32), "minus": -np.ones((), np.float32),
+        "stem": rng.standard_normal((13, 3, 3, 3)).astype(np.float32),
+        "short": rng.standard_normal((24, 13, 1, 1)).astype(np.float32),
+        "short_b": rng.standard_normal(24).astype(np.float32),
+        "fc": rng.standard_normal((24, 5)).astype(np.float32),
+        "axes": np.array([2, 3], np.int64),
+    }  # fmt: skip
+    nodes = []
+
+    def add(op: str, inputs: list[str], output: str, **attrs: object) -> str:
+        nodes.append(helper.make_node(op, inputs, [output], f"{output}_node", **attrs))
+        return output
+
+    def block(x: str, name: str, channels: int, out: int, stride: int, shortcut: str) -> str:
+        constants[f"{name}_w"] = rng.choice([-1, 1], (out, channels, 3, 3)).astype(np.float32)
+        for what in ("a", "b"):
+            constants[f"{name}_{what}"] = rng.standard_normal((1, out, 1, 1)).astype(np.float32)
+        above = add("GreaterOrEqual", [x, "zero"], f"{name}_above")
+        sign = add("Where", [above, "one", "minus"], f"{name}_sign")
+        y = add("Conv", [sign, f"{name}_w"], f"{name}_conv", pads=[1, 1, 1, 1], strides=[stride, stride])
+        y = add("Mul", [y, f"{name}_a"], f"{name}_scaled")
+        y = add("Add", [y, f"{name}_b"], f"{name}_shifted")
+        y = add("Add", [y, shortcut], f"{name}_sum")
+        return add("LeakyRelu", [y], f"{name}_out", alpha=0.25)
+
+    x = add("Conv", ["x", "stem"], "stem_out", pads=[1, 1, 1, 1])
+    x = add("MaxPool", [x], "pooled", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    x = block(x, "b1", 13, 13, 1, x)
+    short = add("AveragePool", [x], "short_pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    short = add("Conv", [short, "short", "short_b"], "short_out")
+    x = block(x, "b2", 13, 24, 2, short)
+    x = add("HardSigmoid", [x], "gate")
+    x = add("ReduceMean", [x, "axes"], "mean", keepdims=0)
+    add("MatMul", [x, "fc"], "logits")
+    graph = helper.make_graph(
+        nodes, "layout", [helper.make_tensor_value_info("x", 1, [1, 3, 19, 17])],
+        [helper.make_tensor_value_info("logits", 1, [1, 5])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.fixture(scope="module", params=["host", "rpi4"])
+def package(request: pytest.FixtureRequest) -> Package:
+    return xnorc.compile(network(), request.param)
+
+
+def test_what_binary_layers_share_lies_channels_last(package: Package) -> None:
+    layouts = {tensor["name"]: tensor.get("layout") for tensor in package.manifest["tensors"]}
+    shapes = {tensor["name"]: tensor["shape"] for tensor in package.manifest["tensors"]}
+    for name in ("b1_out", "short_pool", "short_out", "b2_out", "gate"):
+        assert layouts[name] == "channels_last", name
+    assert shapes["b1_out"] == [1, 13, 10, 9] and shapes["short_out"] == [1, 24, 5, 5]
+    for name in ("x", "stem_out", "mean", "logits"):
+        assert layouts[name] is None, name
+
+
+def test_every_layer_and_the_whole_are_right(package: Package) -> None:
+    data = {"x": np.random.default_rng(0).standard_normal((4, 3, 19, 17)).astype(np.float32)}
+    report = package.validate("host" if package.target.is_host else "qemu", data)
+    assert report.ok, report.first_difference
+
+
+def test_a_trace_has_the_models_axes(package: Package) -> None:
+    from xnorc.runtimes.device import parse_device
+
+    feed = np.random.default_rng(1).standard_normal((1, 3, 19, 17)).astype(np.float32)
+    with parse_device("host" if package.target.is_host else "qemu").open(package) as session:
+        trace = session.trace({"x": feed})
+    names = ["b1_out", "short_out", "gate"]
+    expected = golden.run(package.packed(), {"x": feed}, names)
+    for name in names:
+        np.testing.assert_allclose(trace[name][0], expected[name], rtol=1e-4, atol=1e-4)
