@@ -158,6 +158,23 @@ def test_relu_right_before_the_sign(zero):
     assert len(thresholds(result)) == 1 and TWO_PASSES not in reason(result, "conv2")
 
 
+@ZEROS
+@pytest.mark.parametrize("place", ["after the sum", "in the weights"])
+def test_scale_of_either_sign(place, zero):
+    """A learned scale may be negative; powers of two in the weights, so that ONNX Runtime's own sum is exact."""
+    net = RealNet((2, 8, 9, 7))
+    alpha = 2.0 ** net.rng.integers(-3, 3, (16, 1, 1)) * np.where(np.arange(16) % 3, 1, -1).reshape(16, 1, 1)
+    if place == "in the weights":
+        weight = net.const((net.signs(16, 8, 3, 3) * alpha[..., None]).astype(np.float32))
+        y = net.conv(net.sign("x"), 8, 16, weight=weight, pads=[1] * 4, name="conv1")
+    else:
+        y = net.conv(net.sign("x"), 8, 16, pads=[1] * 4, name="conv1")
+        y = net.node("Mul", y, (alpha * 0.7).astype(np.float32))
+    result = compiled(net, net.conv(net.sign(net.bn(y, 16), zero, name="sign2"), 16, 6, name="conv2"))
+    assert len(thresholds(result)) == 1 and count(result)["BinaryConv"] == 2
+    assert "rising" in reason(result, "sign2") and "falling" in reason(result, "sign2")
+
+
 def test_prelu_with_negative_slope_is_not_monotone():
     slope = np.full((16, 1, 1), 0.25, np.float32)
     slope[3] = -0.5
