@@ -65,7 +65,7 @@ def compare(
     signs = discontinuous(model)
     errors = []
     for seed in range(RANDOM_SAMPLES + 1):
-        values = args if seed == 0 else tuple(_random_like(value, seed) for value in args)
+        values = args if seed == 0 else tuple(random_like(value, seed) for value in args)
         try:
             expected = _arrays(module(*values))
         except Exception:  # random data need not be legal for a module: lengths, indices
@@ -93,7 +93,7 @@ def compare(
     return Agreement(len(errors), max(errors), TOLERANCE, differing, note)
 
 
-def _random_like(value: torch.Tensor, seed: int) -> torch.Tensor:
+def random_like(value: torch.Tensor, seed: int) -> torch.Tensor:
     """Data of the same shape, dtype and spread."""
     import torch
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ExportError, ModelError
+from .export_baked import check_baked
 from .export_check import Agreement, compare
 from .factory import load_factory, load_weights, require_torch
 from .golden import one_line
@@ -43,7 +44,8 @@ class ExportResult:
     report: Agreement | None
     """How well ONNX Runtime and the module agree; None when the check was switched off."""
     warnings: tuple[str, ...] = ()
-    """Decisions that the module's Python code took on tensor values, and that TorchScript recorded as they fell."""
+    """Decisions that the module's Python code took on tensor values, and that TorchScript recorded as they fell: on other
+    data they fell the same way (``export_baked``)."""
 
 
 def export(
@@ -66,7 +68,8 @@ def export(
     on the example inputs and on random ones. Inputs are named after the parameters of ``forward``, outputs ``output`` (or
     ``output_0``, …), unless names are given. The module's training mode is as before afterwards.
 
-    Raises ``ExportError`` when both exporters fail, or when what they make is not what the module computes.
+    Raises ``ExportError`` when both exporters fail, or when what they make is not what the module computes, on other data
+    than the example inputs too.
     """
     torch = require_torch()
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
@@ -92,6 +95,12 @@ def export(
                     model = _with_dynamo(module, args, opset, names, results)
                 else:
                     model = _with_torchscript(module, args, opset, names, results, recorded)
+                    if check and recorded:
+                        say("tracing on other data")
+                        check_baked(
+                            args, model, recorded,
+                            lambda other: _with_torchscript(module, other, opset, names, results, []),
+                        )  # fmt: skip
                 if fold:
                     say("folding constants")
                     model = _fold(model)

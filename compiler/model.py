@@ -35,8 +35,8 @@ def read_model(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]]
     stay.
 
     Raises ``ModelError`` naming the file and what to do: missing, not ONNX, too large, opset out of range, unknown
-    operator, dynamic shape, a quantizer that cannot be translated, unsafe or missing external data, NaN or infinite
-    weights, inconsistent shapes.
+    operator, random operator, dynamic shape, a quantizer that cannot be translated, unsafe or missing external data, NaN or
+    infinite weights, inconsistent shapes.
     """
     path = Path(path)
     try:
@@ -62,6 +62,7 @@ def prepare(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None =
     opset = _standard_opset(model)
     model_checks.check_operators(model, opset)
     model = _inline(model)
+    model_checks.check_deterministic(model.graph)
     held = qonnx.hold(model)
     _drop_default_inputs(model)
     set_shapes(model, shapes or {})

@@ -192,6 +192,36 @@ def _check_standard(name: str, node: onnx.NodeProto, versions: dict[str, int]) -
         raise ModelError(f"{name}: operator '{full}' is gone from opset {version}: export the model again")
 
 
+_RANDOM = {
+    "Bernoulli": "take the more likely value, probability > 0.5,",
+    "Multinomial": "take the most likely class, ArgMax,",
+    "RandomNormal": "make the noise an input of the model",
+    "RandomNormalLike": "make the noise an input of the model",
+    "RandomUniform": "make the noise an input of the model",
+    "RandomUniformLike": "make the noise an input of the model",
+}
+"""Operators that draw random numbers, and what a model that is deployed does instead."""
+
+
+def check_deterministic(graph: onnx.GraphProto) -> None:
+    """Raise ``ModelError`` for a node that draws random numbers: nothing that it gives can be compared with anything."""
+    constants = {tensor.name: tensor for inner in all_graphs(graph) for tensor in inner.initializer}
+    for node in all_nodes(graph):
+        if node.op_type == "Constant" and node.output and node.attribute and node.attribute[0].HasField("t"):
+            constants[node.output[0]] = node.attribute[0].t
+    for node in all_nodes(graph):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        name = f"node '{node.name or node.op_type}' ({node.op_type})"
+        if node.op_type in _RANDOM:
+            raise ModelError(
+                f"{name} draws random numbers, so that two runs differ: {_RANDOM[node.op_type]} and export the model again"
+            )
+        training = constants.get(node.input[2]) if node.op_type == "Dropout" and len(node.input) > 2 else None
+        if training is not None and numpy_helper.to_array(training).any():
+            raise ModelError(f"{name} drops at random (its training_mode is true): export the model in eval mode")
+
+
 def _unknown(name: str, full: str, op: str, known: list[str]) -> ModelError:
     near = difflib.get_close_matches(op, known, n=3, cutoff=0.7)
     folded = [other for other in known if other.lower() == op.lower()]

@@ -79,6 +79,16 @@ def _weight_reason(tensor: gs.Tensor, channel_axis: int) -> str | None:
     return f"its weights are not −1 and +1: a channel has the levels {', '.join(f'{level:g}' for level in found)}"
 
 
+ADVICE = (
+    "one bit holds weights of +s and -s with one s an output channel: binarize them so, or leave the layer in float"
+)
+
+
+def _advised(reason: str) -> str:
+    """The reason, and what to do where the activations are signs and constant weights alone are in the way."""
+    return f"{reason}; {ADVICE}" if reason.startswith("its weights are not two-level") else reason
+
+
 def _both(activation: str | None, weight: str | None) -> str | None:
     """Two reasons as one, the activation's first."""
     return "; ".join(reason for reason in (activation, weight) if reason) or None
@@ -109,7 +119,7 @@ def _read_conv(node: gs.Node) -> BinaryConvLayer | str:
     if isinstance(route, str):
         return _both(route, weight) or ""
     if weight is not None:
-        return weight
+        return _advised(weight)
     value = constant(w)
     assert value is not None
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
@@ -144,7 +154,7 @@ def _product(node: gs.Node) -> BinaryRowsLayer | str:
     rows = find_rows(x) if not node.attrs.get("transA", 0) else "it transposes its activations (transA = 1)"
     reason = _both(rows if isinstance(rows, str) else None, _weight_reason(w, 1 if transposed else 0))
     if isinstance(rows, str) or reason is not None:
-        return reason or ""
+        return reason or "" if isinstance(rows, str) else _advised(reason or "")
     value = constant(w)
     assert value is not None
     return BinaryRowsLayer(rows, value.T if transposed else value, transposed)

@@ -70,6 +70,10 @@ class RecogniseSign(Pass):
 
 def _to_binarize(graph: gs.Graph, ctx: Context, node: gs.Node, found: Sign) -> bool:
     x = found.x
+    if x.dtype is not None and np.dtype(x.dtype).kind in "iu":
+        text = f"the sign of integers ('{x.name}' is {np.dtype(x.dtype)}), of which bits are not made: cast to float32 before"
+        ctx.note(node, Status.FLOAT, f"{text} the sign, not after it")
+        return False
     if x.dtype != np.float32 or x.shape is None or not all(isinstance(size, (int, np.integer)) for size in x.shape):
         ctx.note(
             node, Status.FLOAT, f"the sign of a tensor of type {x.dtype} and shape {x.shape}: not a static float32"

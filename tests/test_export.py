@@ -141,8 +141,48 @@ class Branch(nn.Module):
 
 
 def test_a_frozen_decision_is_noticed() -> None:
+    with pytest.raises(
+        ExportError, match=r"torchscript: a value computed from the inputs would be fixed .* at test_export"
+    ):
+        xnorc.export(Branch(), torch.tensor([[1.0, -1.0, 0.5, -0.4]]))
+
+
+def test_a_frozen_decision_is_noticed_without_the_second_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "check_baked", lambda *_: None)
     with pytest.raises(ExportError, match="torchscript: output 'output' differs"):
         xnorc.export(Branch(), torch.tensor([[1.0, -1.0, 0.5, -0.4]]))
+
+
+class Clamped(nn.Module):
+    """A binarizer whose scale Python reads; its network is so full of signs that a comparison of outputs may miss it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = x.abs().max().item() if float(x.abs().max()) > 10 else 10.0
+        return torch.sign(torch.sin(1e6 * x)) * scale
+
+
+def test_a_scale_that_only_large_data_change_is_noticed() -> None:
+    with pytest.raises(ExportError) as caught:
+        xnorc.export(Clamped(), torch.linspace(-1, 3, 8)[None])
+    text = str(caught.value)
+    assert "torchscript: a value computed from the inputs would be fixed" in text and "torch.where" in text
+    assert "test_export.py:" in text and "\n" not in text
+
+
+class Initialised(nn.Module):
+    """Reads its own state in Python, as learned quantizers do: the same for all data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ready", torch.tensor(1.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sign(x) if self.ready.item() > 0 and not bool(torch.isnan(x).any()) else x
+
+
+def test_a_guard_that_no_data_change_is_a_warning() -> None:
+    result = xnorc.export(Initialised(), torch.linspace(-1, 3, 8)[None], exporter="torchscript")
+    assert result.exporter == "torchscript" and result.warnings
 
 
 def test_structural_difference_is_no_flip(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

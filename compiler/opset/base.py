@@ -55,6 +55,8 @@ class Operator:
     """``module:function`` under ``xnorc.lower.kernels`` that makes the TIR kernel."""
     packed_output: ClassVar[bool] = False
     """Whether the output holds bits packed along its last axis."""
+    factors: ClassVar[tuple[int, int]] = (1, 1)
+    """Bits of the two factors of each of its multiplications, for operation counts; 32 for a float."""
     anchor: ClassVar[bool] = False
     """Whether the output is an int32 accumulator, channels last, whose kernel computes an epilogue too."""
 
@@ -75,8 +77,8 @@ class Operator:
 
     @classmethod
     def factor_bits(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int]:
-        """Bits of the two factors of each of its multiplications, for operation counts; 32 for a float."""
-        return 1, 1
+        """``factors``, where they depend on the operands or the attributes."""
+        return cls.factors
 
     @classmethod
     def reach(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int, int]:

@@ -103,6 +103,7 @@ class IntegerConv(Operator):
         + CONVOLVE
     )
     kernel = "int_product:integer_conv"
+    factors = (8, 8)
     anchor = True
 
     @classmethod
@@ -139,6 +140,7 @@ class IntegerGemm(Operator):
     y = MatMul (x_int, columns)
     """
     kernel = "int_product:integer_gemm"
+    factors = (8, 8)
     anchor = True
 
     @classmethod

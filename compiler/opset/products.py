@@ -117,6 +117,7 @@ class AndMatMul(Operator):
     """
     )
     kernel = "pair_product:and_matmul"
+    factors = (1, 1)
     anchor = True
 
     @classmethod

@@ -113,6 +113,7 @@ class HammingTopK(Operator):
         + _PAIRS
     )
     kernel = "search:hamming_top_k"
+    factors = (1, 1)
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
@@ -200,6 +201,7 @@ class LookupTopK(Operator):
         + _PAIRS
     )
     kernel = "search:lookup_top_k"
+    factors = (8, 8)
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
@@ -278,6 +280,7 @@ class RerankTopK(Operator):
         + _PAIRS
     )
     kernel = "search:rerank_top_k"
+    factors = (32, 1)
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:

@@ -62,6 +62,7 @@ class SwitchedConv(Operator):
     attributes = {"group": int, "strides": list, "dilations": list, "pads": list}
     body = _ROUND_WEIGHTS + "    w_float = Transpose <perm = [0, 3, 1, 2]> (w_low)\n" + CONVOLVE
     kernel = "int_product:switched_conv"
+    factors = (8, 8)
     anchor = True
 
     @classmethod
@@ -104,6 +105,7 @@ class SwitchedGemm(Operator):
     """
     )
     kernel = "int_product:switched_gemm"
+    factors = (8, 8)
     anchor = True
 
     @classmethod
