@@ -49,7 +49,7 @@ class Operations:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "total": self.total}
+        return {**asdict(self), "total": self.total, "total_once": self.total_once}
 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, TensorType]:

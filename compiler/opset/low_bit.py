@@ -88,6 +88,7 @@ class LowBitGemm(LowBit):
     attributes = {"k": int, "group_size": int}
     body = PLANES + CODES + _WEIGHTS + PRODUCT
     kernel = "low_bit:gemm"
+    factors = (32, 4)
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
@@ -119,6 +120,7 @@ class LowBitConv(LowBit):
     attributes = {**CONV_ATTRIBUTES, "group_size": int}
     body = PLANES + CODES + "    two_dim = Constant <value_ints = [2]> ()\n" + _WEIGHTS + CONVOLUTION
     kernel = "low_bit:conv"
+    factors = (32, 4)
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:

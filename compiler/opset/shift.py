@@ -71,6 +71,7 @@ class ShiftGemm(Shift):
     attributes = {"k": int}
     body = PLANES + CODES + _WEIGHTS + PRODUCT
     kernel = "low_bit:gemm"
+    factors = (32, 4)
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
@@ -102,6 +103,7 @@ class ShiftConv(Shift):
     attributes = CONV_ATTRIBUTES
     body = PLANES + CODES + "    two_dim = Constant <value_ints = [2]> ()\n" + _WEIGHTS + CONVOLUTION
     kernel = "low_bit:conv"
+    factors = (32, 4)
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:

@@ -17,7 +17,7 @@ import onnx
 import torch
 from system import Shape, System
 from torch import Tensor, nn
-from train import Trained, mnist, prepared, weights_for
+from train import NORMS, Trained, mnist, prepared, weights_for
 
 import xnorc
 
@@ -127,7 +127,8 @@ class Run:
         self, targets: tuple[str, ...] = ("host", "rpi4"), counts: Mapping[str, int] | None = None
     ) -> dict[str, Any]:
         """Everything, as JSON holds it."""
-        system, explained = self.system, self.explained()
+        system, report = self.system, self.explained().to_dict()
+        sizes = report["summary"]
         counts = counts or (IMAGES if system.task == "mnist" else SAMPLES)
         facts: dict[str, Any] = {
             "name": system.name,
@@ -138,10 +139,11 @@ class Run:
             "sign_zero": system.sign_zero,
             "exporters": {exporter: self._exporter_facts(exporter) for exporter in EXPORTERS},
             "exporter": self.exporter,
-            "layers": layer_facts(explained, system.packed_layers),
-            "nodes": explained.counts(),
-            "bytes": {"before": explained.parameter_bytes, "after": explained.packed_bytes},
-            "operations": operation_facts(explained),
+            "short_title": short_title(system),
+            "layers": layer_facts(report, system.packed_layers),
+            "nodes": sizes["nodes"],
+            "bytes": {"before": sizes["parameter_bytes"], "after": sizes["packed_bytes"]},
+            "operations": operation_facts(report),
             "published": dict(system.published),
             "targets": {},
         }
@@ -160,7 +162,7 @@ class Run:
         found = self.export(exporter)
         if isinstance(found, str):
             return {"works": False, "reason": found, "declared": expected}
-        layers = layer_facts(self.explained(exporter), self.system.packed_layers)
+        layers = layer_facts(self.explained(exporter).to_dict(), self.system.packed_layers)
         return {"works": True, "packed": layers["packed"], "declared": expected, "warnings": list(found.warnings)}
 
 
@@ -178,34 +180,30 @@ def _reason(text: str, exporter: str) -> str:
     return next((part.split(": ", 1)[1] for part in text.split("; ") if part.startswith(f"{exporter}: ")), text)
 
 
-def layer_facts(explained: xnorc.Explanation, declared: int) -> dict[str, Any]:
-    """How many layers are packed, and which stay in float, each with the reason."""
-    layers = [record for record in explained.records if record.op in LAYER_OPS]
+def layer_facts(report: Mapping[str, Any], declared: int | None = None) -> dict[str, Any]:
+    """How many layers are packed, and which stay in float, each with the reason. ``report``: ``Explanation.to_dict``, or a
+    package's report."""
+    layers = [node for node in report["nodes"] if node["op"] in LAYER_OPS]
+    keys = ("node", "op", "source", "reason")
     return {
         "declared": declared,
-        "packed": sum(record.status.value == "packed" for record in layers),
-        "float": [
-            {
-                "node": record.node,
-                "op": record.op,
-                "source": explained.source.get(record.node, ""),
-                "reason": record.reason,
-            }
-            for record in layers
-            if record.status.value == "float"
-        ],
+        "packed": sum(node["status"] == "packed" for node in layers),
+        "float": [{key: node[key] for key in keys} for node in layers if node["status"] == "float"],
     }
 
 
-def operation_facts(explained: xnorc.Explanation) -> dict[str, Any] | None:
-    """Operations before and after; ``once`` counts each layer once, as with sign(0) fixed."""
-    before, after = explained.operations, explained.packed_operations
+def operation_facts(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Operations before and after; ``after_once`` counts each layer once, as with sign(0) fixed."""
+    before, after = report["summary"]["operations"], report["summary"]["packed_operations"]
     if before is None or after is None:
         return None
     return {
-        "before": before.total, "after": after.total, "after_once": after.total_once, "floats": after.floats,
-        "bits": after.bits,
-    }  # fmt: skip
+        "before": before["total"],
+        "after": after["total"],
+        "after_once": after["total_once"],
+        "floats": after["floats"],
+        "bits": after["bits"],
+    }
 
 
 def validation_facts(package: xnorc.Package, result: Any) -> dict[str, Any]:
@@ -232,10 +230,10 @@ def validation_facts(package: xnorc.Package, result: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shape_record(system: System, shape: Shape) -> dict[str, Any]:
-    """Bytes and operations of a network of the paper's size; its weights are random."""
+def shape_record(system: System, shape: Shape, target: str = "rpi4") -> dict[str, Any]:
+    """Bytes and operations of a network of the paper's size, whose weights are random, and what ``target`` holds of it."""
     torch.manual_seed(0)
-    module = shape.build().eval()
+    module = _with_statistics(shape.build()).eval()
     reasons = {}
     for exporter in EXPORTERS:
         found = export(module, shape.inputs(), exporter)
@@ -244,17 +242,38 @@ def shape_record(system: System, shape: Shape) -> dict[str, Any]:
         reasons[exporter] = found
     else:
         raise NotExportedError(f"{shape.name} cannot be exported: {reasons}")
-    explained = xnorc.explain(found.model, sign_zero=system.sign_zero)
-    parameters = 4 * sum(value.numel() for value in module.parameters())
-    layers = layer_facts(explained, 0)
+    package = xnorc.compile(found.model, target, name="network", sign_zero=system.sign_zero)
+    report = package.report()
+    layers, sizes = layer_facts(report), report["summary"]
     return {
         "name": shape.name,
+        "title": short_title(system),
         "exporter": exporter,
-        "layers": {"packed": layers["packed"], "float": len(layers["float"])},
-        "bytes": {"fp32": parameters, "exported": explained.parameter_bytes, "after": explained.packed_bytes},
-        "operations": operation_facts(explained),
+        "layers": {"packed": layers["packed"], "float": layers["float"]},
+        "bytes": {
+            "fp32": 4 * sum(value.numel() for value in module.parameters()),
+            "exported": sizes["parameter_bytes"],
+            "after": sizes["packed_bytes"],
+            target: package.manifest["memory"]["weight_bytes"],
+        },
+        "operations": operation_facts(report),
         "published": dict(shape.published),
     }
+
+
+def short_title(system: System) -> str:
+    """The system's title up to what it says of the network."""
+    return system.title.split(",")[0].split(":")[0].split("(")[0].strip()
+
+
+@torch.no_grad()
+def _with_statistics(module: nn.Module) -> nn.Module:
+    """Batch norms as training leaves them: those of a fresh network add 0, and let every tie through."""
+    for inner in module.modules():
+        if isinstance(inner, NORMS) and inner.track_running_stats:
+            inner.running_mean.normal_()
+            inner.running_var.uniform_(0.5, 2)
+    return module
 
 
 def _number(value: float) -> float | str:

@@ -97,7 +97,7 @@ def _shape(record: dict[str, Any]) -> tuple[str, ...]:
     keys = [key for key in published if key in ("size", "bytes", "storage", "memory")]
     op_keys = [key for key in published if key in ("ops", "operations", "flops", "FLOPs")]
     return (
-        record["name"], _bytes(before), _bytes(size["after"]) + device, _ratio(before, size["after"]),
+        f"{record['title']}, {record['name']}", _bytes(before), _bytes(size["after"]) + device, _ratio(before, size["after"]),
         "; ".join(published[key] for key in keys), _ops_ratio(ops), "; ".join(published[key] for key in op_keys),
     )  # fmt: skip
 

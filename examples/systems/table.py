@@ -18,9 +18,15 @@ from typing import Any
 
 from registry import UnknownSystemError, choose, files, systems
 from render import render
+from system import Shape, System
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FACTS, PAGE = ROOT / "docs" / "systems.json", ROOT / "docs" / "systems.md"
+
+
+def key(system: System, shape: Shape) -> str:
+    """What a network of the paper's size is filed under."""
+    return f"{system.name}: {shape.name}"
 
 
 def read() -> dict[str, Any]:
@@ -34,8 +40,8 @@ def write(facts: dict[str, Any]) -> None:
     kept = {
         "systems": {name: facts["systems"][name] for name in order if name in facts["systems"]},
         "shapes": {
-            shape.name: facts["shapes"][shape.name]
-            for system in order.values() for shape in system.shapes if shape.name in facts["shapes"]
+            key(system, shape): facts["shapes"][key(system, shape)]
+            for system in order.values() for shape in system.shapes if key(system, shape) in facts["shapes"]
         },
     }  # fmt: skip
     FACTS.write_text(json.dumps(kept, indent=1) + "\n")
@@ -84,17 +90,18 @@ def measure(facts: dict[str, Any], options: argparse.Namespace) -> list[str]:
                 if not good(record):
                     failures.append(f"{system.name}: not everything is packed and exact")
         for shape in () if options.no_shapes else system.shapes:
-            if options.missing and shape.name in facts["shapes"]:
+            where = key(system, shape)
+            if options.missing and where in facts["shapes"]:
                 continue
             start = time.perf_counter()
             try:
-                record = facts["shapes"][shape.name] = shape_record(system, shape)
+                record = facts["shapes"][where] = shape_record(system, shape)
             except Exception as error:
-                failures.append(f"{shape.name}: {type(error).__name__}: {error}")
+                failures.append(f"{where}: {type(error).__name__}: {error}")
                 continue
             write(facts)
             print(
-                f"{shape.name}: {record['bytes']} {record['operations']} ({time.perf_counter() - start:.0f} s)",
+                f"{where}: {record['bytes']} {record['operations']} ({time.perf_counter() - start:.0f} s)",
                 flush=True,
             )
     return failures
