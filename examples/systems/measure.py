@@ -39,7 +39,7 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
         if info.exists() else []  # fmt: skip
-    return names[0] if names else platform.processor() or platform.machine()
+    return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 def variants(inputs: tuple[Tensor, ...], count: int) -> list[tuple[Tensor, ...]]:
