@@ -153,8 +153,14 @@ class Run:
             result = package.validate(device, self.samples(counts.get(target, 8)))
             facts["targets"][target] = validation_facts(package, result)
             if target == "host":
-                bench = package.bench("host", repeats=20)
-                facts["latency"] = {"machine": machine(), "threads": 1, "median_us": round(bench.total_us, 1)}
+                bench = package.bench("host", repeats=50)
+                facts["latency"] = {
+                    "machine": machine(),
+                    "threads": 1,
+                    "repeats": 50,
+                    "median_us": round(bench.total_us, 1),
+                    "least_us": round(bench.least_total_us, 1),
+                }
         return facts
 
     def _exporter_facts(self, exporter: str) -> dict[str, Any]:

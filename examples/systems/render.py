@@ -74,7 +74,7 @@ def _where(systems: Sequence[dict[str, Any]]) -> str:
         f"{r['latency']['machine']}, {r['latency']['threads']} thread" for r in systems if "latency" in r
     ))  # fmt: skip
     return (
-        f"Latency: median of one inference on {' or '.join(found)}. Accuracy: of the device, on MNIST test images.\n"
+        f"Latency: the quickest of 50 inferences on {' or '.join(found)}. Accuracy: of the device, on MNIST test images.\n"
         if found
         else ""
     )
@@ -82,7 +82,7 @@ def _where(systems: Sequence[dict[str, Any]]) -> str:
 
 def _sizes(record: dict[str, Any]) -> tuple[str, ...]:
     size, ops = record["bytes"], record["operations"]
-    latency = f"{record['latency']['median_us']:,.0f} µs" if "latency" in record else ""
+    latency = f"{record['latency']['least_us']:,.0f} µs" if "latency" in record else ""
     accuracy = record["targets"].get("host", {}).get("accuracy")
     return (
         record["title"], f"{_bytes(size['before'])} → {_bytes(size['after'])}", _ratio(size["before"], size["after"]),
