@@ -74,7 +74,7 @@ def test_the_sign_of_integers(kind, name):
     model = net.model(net.conv(net.node("Cast", sign, to=1), 8, 4, name="conv"))
     text = reason_of(model, "sign")
     assert name in text and text.endswith("cast to float32 before the sign, not after it")
-    assert "not from a sign" in reason_of(model, "conv")
+    assert "BinaryConv" not in str(xnorc.optimize(model).model.graph.node)
     validates(model)
 
 
@@ -82,8 +82,7 @@ def test_the_advice_for_the_sign_of_integers_works():
     net = RealNet((1, 8, 6, 6))
     integers = net.node("Cast", "x", to=6)
     sign = net.node("Sign", net.node("Cast", integers, to=1), name="sign")
-    found = xnorc.explain(net.model(net.conv(sign, 8, 4, name="conv")))
-    assert [r.status.value for r in found.records if r.node == "conv"] == ["packed"]
+    assert "BinaryConv" in str(xnorc.optimize(net.model(net.conv(sign, 8, 4, name="conv"))).model.graph.node)
 
 
 def random_model(op: str, *, reads: bool = True, kind: int = 1, **attrs: object) -> onnx.ModelProto:

@@ -6,6 +6,7 @@ from onnx import helper
 from tests.passes.mini import Net, node_of, ops, rewrite
 from xnorc.golden import evaluate
 from xnorc.passes.base import Status
+from xnorc.passes.binary_layer import ADVICE
 from xnorc.passes.pack import TWO_PASSES, PackLayers
 from xnorc.passes.split_bias import SplitBias
 from xnorc.passes.windows import window
@@ -226,7 +227,7 @@ def test_reasons_name_what_is_missing():
     assert {name: record.reason for name, record in ctx.records.items()} == {
         "first": "its input 'x' is not binarized (it is an input of the model)",
         "relued": "its input comes from Relu 'relu', not from a sign",
-        "floats": "its weights are not two-level: output channel 0 has 36 levels",
+        "floats": f"its weights are not two-level: output channel 0 has 36 levels; {ADVICE}",
         "scaled": "its weights are not −1 and +1: a channel has the levels -0.5, 0.5",
         "nothing": "its input 'x' is not binarized (it is an input of the model); "
                    "its weights are not two-level: output channel 0 has 36 levels",
