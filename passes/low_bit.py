@@ -48,7 +48,7 @@ class LowBitWeights(Pass):
         known: dict[Any, tuple[Encoded, list[gs.Tensor]] | None] = {}
         changed = False
         for node in [node for node in graph.nodes if node.op in ("Conv", "Gemm", "MatMul") and not node.domain]:
-            rows = _rows(node)
+            rows = weight_rows(node)
             if rows is None or _of_signs(node.inputs[0]):
                 continue
             key = (id(node.inputs[1]), node.op == "Conv", rows.shape)
@@ -75,7 +75,7 @@ def _of_signs(tensor: gs.Tensor) -> bool:
     return True
 
 
-def _rows(node: gs.Node) -> np.ndarray | None:
+def weight_rows(node: gs.Node) -> np.ndarray | None:
     """The weights as float32 ``[O, K]``, or None where the node has none that fit."""
     x, w = node.inputs[0], constant(node.inputs[1])
     if w is None or constant(x) is not None or w.dtype != np.float32 or x.dtype != np.float32 or not w.size:

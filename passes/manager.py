@@ -36,6 +36,7 @@ PASSES = (
     "hoist_signs",
     "pack",
     "pack_products",
+    "int8_rows",
     "low_bit",
     "fuse_threshold",
     "clean",

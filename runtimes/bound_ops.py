@@ -79,10 +79,39 @@ def _weighted(use: Use) -> Bound:
     return Bound(error=error)
 
 
+def _quantize_rows(use: Use) -> Bound:
+    """Integers that rounding leaves open: the value before it moves by less than ``d``, in either of two evaluations."""
+    if not any(np.any(error) for error in use.errors[:2]):
+        return Bound()
+    x, scale = (value.astype(np.float64) for value in use.inputs)
+    ex, es = (np.asarray(error, np.float64) for error in use.errors[:2])
+    low, high = use.attrs["low"], use.attrs["high"]
+    with np.errstate(all="ignore"):
+        if use.attrs["divide"]:
+            middle, below = x / scale, np.maximum(np.abs(scale) - es, FLUSH)
+            moved = (ex + np.abs(middle) * es) / below
+        else:
+            middle, moved = x * scale, ex * np.abs(scale) + np.abs(x) * es + ex * es
+        d = np.nan_to_num(2 * moved + gamma(4) * np.abs(middle), nan=np.inf)
+        ends = [np.clip(np.rint(middle + side * d), low, high) for side in (-1, 1)]
+    own = use.output.astype(np.float64)
+    return Bound(error=np.maximum(np.abs(ends[0] - own), np.abs(ends[1] - own)))
+
+
+def _ternary(use: Use) -> Bound:
+    """Integers: exact, unless rounding left the activations open."""
+    if not np.any(use.errors[0]):
+        return Bound()
+    moved = np.broadcast_to(np.asarray(use.errors[0], np.float64), use.inputs[0].shape)
+    weights = REGISTRY[use.op].ternary(use.inputs, use.attrs)  # type: ignore[attr-defined]
+    return Bound(error=moved @ np.abs(weights).T.astype(np.float64))
+
+
 SUMS = {"LowBitGemm", "LowBitConv", "ShiftGemm", "ShiftConv"}
 """Operators whose result is a float32 sum of ``k`` products, in any order."""
 
 RULES: dict[str, Callable[[Use], Bound]] = {
     "Pack": _pack, "Binarize": _binarize, "BinaryMaxPool": _max_pool, **dict.fromkeys(SUMS, _weighted),
+    "QuantizeRows": _quantize_rows, "TernaryGemm": _ternary,
 }  # fmt: skip
 """Operator → its rule."""

@@ -403,5 +403,5 @@ def _magnitude(value: Any) -> Any:
 
 
 def _as_float32(value: Any) -> np.ndarray:
-    """To float32, never downwards."""
-    return np.asarray(np.asarray(value, np.float64) * (1 + 2.0**-22), np.float32)
+    """To float32, never downwards, but to at most 1e30: a bound that large says nothing, and must not become infinite."""
+    return np.asarray(np.minimum(np.asarray(value, np.float64) * (1 + 2.0**-22), 1e30), np.float32)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.opset.cases import Case
+from xnorc.opset import pack_bits
 from xnorc.opset._codes import store_codes
 
 
@@ -50,6 +51,21 @@ def shift_case(rng: np.random.Generator, *, rows=(3,), k=96, out=17, bits=3, con
     return "ShiftConv", {**conv[1], "k": k}, [whole(rng, *conv[0]), codes, scale]
 
 
+def ternary_case(rng: np.random.Generator, *, rows=(3,), k=96, out=17, extreme=False) -> Case:
+    """``extreme``: the largest sum there is."""
+    w = np.ones((out, k), int) if extreme else rng.integers(-1, 2, (out, k))
+    x = np.full((*rows, k), -128) if extreme else rng.integers(-128, 128, (*rows, k))
+    return "TernaryGemm", {"k": k}, [x.astype(np.int8), np.stack([pack_bits(w > 0), pack_bits(w < 0)])]
+
+
+def quantize_case(rng: np.random.Generator, *, shape=(2, 5, 19), divide=0, low=-128, high=127, axes=None) -> Case:
+    """Many ties: multiples of a quarter. ``axes``: shape of the scale, where it is not one a row."""
+    x = (rng.integers(-600, 600, shape) / 4).astype(np.float32)
+    scale = np.exp2(rng.integers(-1, 2, axes or (*shape[:-1], 1))).astype(np.float32)
+    x.flat[:4] = [3e38, -3e38, -0.0, 1e-40]
+    return "QuantizeRows", {"low": low, "high": high, "divide": divide}, [x, scale]
+
+
 def cases(seed: int = 0) -> Iterator[Case]:
     rng = np.random.default_rng(seed + 100)
     yield low_bit_case(rng)
@@ -69,3 +85,12 @@ def cases(seed: int = 0) -> Iterator[Case]:
     yield shift_case(
         rng, bits=4, out=10, conv=((1, 10, 7, 7), conv_attrs(group=10, dilations=(2, 2), pads=(2, 2, 2, 2)))
     )
+    yield ternary_case(rng)
+    yield ternary_case(rng, rows=(1,), k=1000, out=40)
+    yield ternary_case(rng, rows=(2, 7), k=64, out=8)
+    yield ternary_case(rng, rows=(5,), k=3, out=1)
+    yield ternary_case(rng, rows=(2,), k=131071, out=9, extreme=True)
+    yield quantize_case(rng)
+    yield quantize_case(rng, shape=(7, 64), divide=1, low=-127)
+    yield quantize_case(rng, shape=(1, 33), low=0, high=15)
+    yield quantize_case(rng, shape=(2, 3, 4, 8), axes=(2, 1, 4, 1))

@@ -1,4 +1,4 @@
-"""Products of 8-bit integers: ``IntegerConv``, ``IntegerGemm``, and those whose weights are rounded at run time.
+"""Products of 8-bit integers: ``IntegerConv``, ``IntegerGemm``, ``TernaryGemm``, and those with weights rounded at run time.
 
 The work is cut as for bits (``product``): a task gathers the windows of a block of pixels, a byte a term, and runs over
 blocks of 8 channels. Rows are widened to 16 bits once a task, so that the inner loop loads what it multiplies; weights
@@ -15,6 +15,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from ...opset import unpack_bits
 from ..kernel import Kernel, KernelCall
 from .common import (
     Expr,
@@ -124,8 +125,27 @@ def _round_block(source: Flat, target: Flat, place: Expr, size: int, shift: Expr
         target.store(i * lanes, cast(tirx.min(quotient + up, greatest), "int8", lanes), lanes)
 
 
-def make(call: KernelCall, product: Product, switched: bool) -> Kernel:
-    """The kernel of a product with the call's epilogue. ``switched``: input 2 says how far weights are rounded."""
+def lay_out_ternary(laid: np.ndarray) -> np.ndarray:
+    """Laid out weights of −1, 0 and +1 as codes of 2 bits (weight + 1): byte b of each 16 holds the weights b + 16·i, i < 4."""
+    codes = (laid.reshape(-1, 4, 16) + 1).astype(np.uint8)
+    return np.bitwise_or.reduce(codes << np.array([0, 2, 4, 6], np.uint8)[:, None], axis=1)
+
+
+def _ternary_block(source: Flat, target: Flat, place: Expr, size: int) -> None:
+    """``target[:size]`` = the weights whose codes are those from the ``place``-th weight on."""
+    lanes = 16
+    with T.serial(0, size // (4 * lanes)) as i:
+        codes = T.Bind(source.load(place // 4 + i * lanes, lanes))
+        for j in range(4):
+            code = (codes >> number(2 * j, "uint8", lanes)) & number(3, "uint8", lanes)
+            target.store(i * 4 * lanes + j * lanes, cast(code, "int8", lanes) - number(1, "int8", lanes), lanes)
+
+
+def make(call: KernelCall, product: Product, switched: bool, ternary: bool = False) -> Kernel:
+    """The kernel of a product with the call's epilogue. ``switched``: input 2 says how far weights are rounded.
+
+    ``ternary``: weights are stored as codes of 2 bits, and decoded once a task and block.
+    """
     step = select(call)
     size = product.weights.shape[1]
     length = -(-size // GRAIN) * GRAIN
@@ -135,7 +155,8 @@ def make(call: KernelCall, product: Product, switched: bool) -> Kernel:
     dtype = str(call.inputs[0].dtype)
     with function(call) as fn:
         source = fn.input(0)
-        stored = fn.constant("weights", lay_out(product.weights, length, step.terms))
+        laid = lay_out(product.weights, length, step.terms)
+        stored = fn.constant("weights", lay_out_ternary(laid) if ternary else laid)
         shift = fn.input(2) if switched else None
         starts = fn.constant("starts", np.array(segments, np.int32)) if len(segments) > 1 else None
         output = IntegerOutput(fn, product.weights.shape[0], product.pixels)
@@ -156,7 +177,7 @@ def make(call: KernelCall, product: Product, switched: bool) -> Kernel:
             with T.serial(0, count * (length // GRAIN)) as i:
                 rows.store(i * GRAIN, cast(gathered.load(i * GRAIN, GRAIN), "int16", GRAIN), GRAIN)
 
-            rounded = scratch(CHANNELS * length, "int8") if shift is not None else None
+            rounded = scratch(CHANNELS * length, "int8") if ternary or shift is not None else None
             k = None if shift is None else T.Bind(tirx.min(tirx.max(shift.load(0), 0), 7))
             first_block = block_task * cut.blocks
             share_blocks = cut.blocks if blocks % cut.blocks == 0 else tirx.min(cut.blocks, blocks - first_block)
@@ -164,7 +185,10 @@ def make(call: KernelCall, product: Product, switched: bool) -> Kernel:
                 block = T.Bind(segment * blocks + first_block + b)
                 weights, place = stored, block * (CHANNELS * length)
                 if rounded is not None:
-                    _round_block(stored, rounded, place, CHANNELS * length, k)
+                    if ternary:
+                        _ternary_block(stored, rounded, place, CHANNELS * length)
+                    else:
+                        _round_block(stored, rounded, place, CHANNELS * length, k)
                     weights, place = rounded, 0
                 with T.serial(0, tile_count) as t:
                     pixel = T.Bind(tile_start(row_task * (cut.rows // cut.lanes) + t, product.pixels, cut.lanes))
@@ -221,15 +245,14 @@ def _conv(call: KernelCall, switched: bool) -> Kernel:
     return make(call, _product(images, out_height * out_width, gather, window, segments, wide), switched)
 
 
-def _gemm(call: KernelCall, switched: bool) -> Kernel:
-    weights = constant_input(call, 1, "the weights")
+def _gemm(call: KernelCall, weights: np.ndarray, switched: bool = False, ternary: bool = False) -> Kernel:
     size = weights.shape[1]
     rows = elements(call.inputs[0]) // size
     images = call.inputs[0].shape[0] if call.epilogue.channels_first else 1
     pixels = rows // images
     gather = Gather(height=1, width=pixels, bytes=size, out_width=pixels)
     wide = np.pad(weights, ((0, -len(weights) % CHANNELS), (0, 0)))
-    return make(call, _product(images, pixels, gather, size, [0], wide), switched)
+    return make(call, _product(images, pixels, gather, size, [0], wide), switched, ternary)
 
 
 def _product(images: int, pixels: int, gather: Gather, window: int, segments: list[int], wide: np.ndarray) -> Product:
@@ -246,7 +269,14 @@ def integer_conv(call: KernelCall) -> Kernel:
 
 def integer_gemm(call: KernelCall) -> Kernel:
     """``IntegerGemm`` with its epilogue."""
-    return _gemm(call, False)
+    return _gemm(call, constant_input(call, 1, "the weights"))
+
+
+def ternary_gemm(call: KernelCall) -> Kernel:
+    """``TernaryGemm`` with its epilogue."""
+    k = int(call.attrs["k"])
+    plus, minus = (unpack_bits(plane, k) for plane in constant_input(call, 1, "the weights"))
+    return _gemm(call, plus.astype(np.int8) - minus, ternary=True)
 
 
 def switched_conv(call: KernelCall) -> Kernel:
@@ -256,4 +286,4 @@ def switched_conv(call: KernelCall) -> Kernel:
 
 def switched_gemm(call: KernelCall) -> Kernel:
     """``SwitchedGemm`` with its epilogue."""
-    return _gemm(call, True)
+    return _gemm(call, constant_input(call, 1, "the weights"), switched=True)
