@@ -4,7 +4,8 @@ Matches `Conv` (1-D and 2-D), `Gemm` and `MatMul` with a constant float32 weight
 and whose weights are one of (``weight_codes`` and ``levels`` say how they are found)
 * signed powers of two times a scale per output channel: `ShiftGemm`, `ShiftConv`;
 * codes of 1 to 4 bits on evenly spaced levels, with a scale (and zero, and offset) per output channel or for each 128, 64 or
-  32 neighbours along K: `LowBitGemm`, `LowBitConv`. ±s is the case of one bit, and so is mean ± s.
+  32 neighbours along K: `LowBitGemm`, `LowBitConv`. ±s is the case of one bit, and so is mean ± s;
+* one bit as above, but for up to 30% of the weights, which lie on a grid of 8 bits a channel: `SparseResidualGemm`.
 
 Gives the operator, then `Mul` by alpha and `Add` of the bias. The encoding that takes the fewest bytes is chosen, and only
 where it takes at most half of the float weights' bytes.
@@ -45,7 +46,7 @@ class LowBitWeights(Pass):
 
     def run(self, graph: gs.Graph, ctx: Context) -> bool:
         """Rewrite every layer that matches."""
-        known: dict[Any, tuple[Encoded, list[gs.Tensor]] | None] = {}
+        known: dict[Any, tuple[Encoded | str | None, list[gs.Tensor]]] = {}
         changed = False
         for node in [node for node in graph.nodes if node.op in ("Conv", "Gemm", "MatMul") and not node.domain]:
             rows = weight_rows(node)
@@ -55,12 +56,13 @@ class LowBitWeights(Pass):
             if key not in known:
                 encoded = encode(rows, grouped=node.op != "Conv")
                 base = node.inputs[1].name
-                known[key] = encoded and (
-                    encoded, [add_constant(ctx, f"{base}/{name}", v) for name, v in encoded.constants.items()]
-                )  # fmt: skip
+                constants = encoded.constants if isinstance(encoded, Encoded) else {}
+                known[key] = encoded, [add_constant(ctx, f"{base}/{name}", v) for name, v in constants.items()]
             found = known[key]
-            if found is not None:
-                _rewrite(graph, ctx, node, rows.shape, *found)
+            if isinstance(found[0], str):
+                ctx.note(node, Status.FLOAT, found[0])
+            elif found[0] is not None:
+                _rewrite(graph, ctx, node, rows.shape, found[0], found[1])
                 changed = True
         return changed
 

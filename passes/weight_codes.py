@@ -10,6 +10,7 @@ import numpy as np
 
 from ..opset._codes import store_codes
 from .levels import Levels, find_levels, find_powers
+from .salient import Salient, find_salient
 
 GROUPS = (128, 64, 32)
 """Group sizes along K that are tried beside one group a channel."""
@@ -19,7 +20,7 @@ _SAMPLE = 4
 
 @dataclass(frozen=True)
 class Encoded:
-    """A weight as codes. ``family``: ``LowBit`` or ``Shift``, to which Gemm or Conv is appended.
+    """A weight as codes. ``family``: ``LowBit``, ``Shift`` or ``SparseResidual``, to which Gemm or Conv is appended.
 
     ``constants``: the operator's inputs from ``w`` on; ``attrs``: its attributes beside those of the layer.
     """
@@ -36,16 +37,19 @@ class Encoded:
         return sum(value.nbytes for value in self.constants.values())
 
 
-def encode(rows: np.ndarray, grouped: bool = True) -> Encoded | None:
+def encode(rows: np.ndarray, grouped: bool = True) -> Encoded | str | None:
     """The smallest encoding of float32 weights ``rows [O, K]``, or None when none fits or halves their bytes.
 
-    ``grouped``: whether groups smaller than a channel may be tried.
+    ``grouped``: whether groups smaller than a channel, and lists of salient weights, may be tried. A phrase says why weights
+    that look like one of few levels are not.
     """
-    found = [item for item in _encodings(rows, grouped) if 2 * item.bytes <= rows.nbytes]
-    return min(found, key=lambda item: item.bytes, default=None)
+    made = list(_encodings(rows, grouped))
+    found = [item for item in made if isinstance(item, Encoded) and 2 * item.bytes <= rows.nbytes]
+    reason = next((item for item in made if isinstance(item, str)), None)
+    return min(found, key=lambda item: item.bytes) if found else reason
 
 
-def _encodings(rows: np.ndarray, grouped: bool) -> Iterator[Encoded]:
+def _encodings(rows: np.ndarray, grouped: bool) -> Iterator[Encoded | str]:
     channels, k = rows.shape
     powers = find_powers(rows[:_SAMPLE]) and find_powers(rows)
     if powers:
@@ -53,17 +57,34 @@ def _encodings(rows: np.ndarray, grouped: bool) -> Iterator[Encoded]:
         text = f"powers of two ±2^0…2^{int((powers.codes % (1 << (powers.bits - 1))).max())} in {powers.bits}-bit codes"
         yield Encoded("Shift", constants, {}, text + _nearly(powers.exact))
     for size in (k, *(size for size in GROUPS if size < k and grouped)):
+        where = "a scale a channel" if size == k else f"a scale for each {size} weights"
         levels = _in_groups(rows[:_SAMPLE], size) and _in_groups(rows, size)
-        if not levels:
-            continue
-        groups = -(-k // size)
-        tables = [value.reshape(channels, groups) for value in (levels.scale, levels.zero, levels.offset)]
-        zero, offset = (value[:1, :1] if (value == value[0, 0]).all() else value for value in tables[1:])
-        codes = levels.codes.reshape(channels, -1)[:, :k]
-        constants = {"w": store_codes(codes, levels.bits), "scale": tables[0], "zero": zero, "offset": offset}
-        where = "a scale a channel" if groups == 1 else f"a scale for each {size} weights"
-        text = f"{levels.bits}-bit weights with {where}{_nearly(levels.exact)}"
-        yield Encoded("LowBit", constants, {"group_size": size}, text)
+        if levels:
+            text = f"{levels.bits}-bit weights with {where}{_nearly(levels.exact)}"
+            yield Encoded("LowBit", _constants(levels, channels, k), {"group_size": size}, text)
+            return  # smaller groups have more scales
+        if grouped and (found := find_salient(rows[:_SAMPLE], size)):
+            found = find_salient(rows, size) if isinstance(found, Salient) else found
+            if isinstance(found, Salient):
+                constants = _constants(found.levels, channels, k)
+                constants |= {
+                    "values": found.values, "columns": found.columns, "starts": found.starts, "value_scale": found.scale,
+                    "value_zero": found.zero,
+                }  # fmt: skip
+                share = len(found.values) / rows.size
+                text = f"1-bit weights with {where}, {share:.1%} of them replaced by a list of 8-bit ones"
+                yield Encoded("SparseResidual", constants, {"group_size": size}, text + _nearly(found.exact))
+                return
+            if found:
+                yield found
+
+
+def _constants(levels: Levels, channels: int, k: int) -> dict[str, np.ndarray]:
+    """The operator's inputs; a zero (or offset) that all groups share is stored once."""
+    tables = [value.reshape(channels, -1) for value in (levels.scale, levels.zero, levels.offset)]
+    zero, offset = (value[:1, :1] if (value == value[0, 0]).all() else value for value in tables[1:])
+    codes = levels.codes.reshape(channels, -1)[:, :k]
+    return {"w": store_codes(codes, levels.bits), "scale": tables[0], "zero": zero, "offset": offset}
 
 
 def _nearly(exact: bool) -> str:

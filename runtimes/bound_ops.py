@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..opset import REGISTRY, pack_bits
+from ..opset import REGISTRY, pack_bits, unpack_bits
 from ..opset._codes import convolution
 from .bound_rules import FLUSH, Error, gamma
 
@@ -79,6 +79,18 @@ def _weighted(use: Use) -> Bound:
     return Bound(error=error)
 
 
+def _bit_float(use: Use) -> Bound:
+    """A float32 sum of k weights: γ(k + 2)·Σ|b||w|, and of the bits that are open what their change adds."""
+    weights, clear = np.abs(use.inputs[1].astype(np.float64)), use.attrs["clear"]
+    bits = unpack_bits(use.inputs[0], use.attrs["k"])
+    error = gamma(use.attrs["k"] + 2) * (np.where(bits, 1.0, abs(clear)) @ weights) + FLUSH
+    if use.masks[0] is not None:
+        error = error + (1 - clear) * (unpack_bits(use.masks[0], use.attrs["k"]).astype(np.float64) @ weights) * (
+            1 + 2.0**-20
+        )
+    return Bound(error=error)
+
+
 def _quantize_rows(use: Use) -> Bound:
     """Integers that rounding leaves open: the value before it moves by less than ``d``, in either of two evaluations."""
     if not any(np.any(error) for error in use.errors[:2]):
@@ -107,11 +119,13 @@ def _ternary(use: Use) -> Bound:
     return Bound(error=moved @ np.abs(weights).T.astype(np.float64))
 
 
-SUMS = {"LowBitGemm", "LowBitConv", "ShiftGemm", "ShiftConv"}
+_WEIGHTED = {"LowBitGemm", "LowBitConv", "ShiftGemm", "ShiftConv", "SparseResidualGemm"}
+SUMS = _WEIGHTED | {"BitFloatGemm"}
 """Operators whose result is a float32 sum of ``k`` products, in any order."""
 
 RULES: dict[str, Callable[[Use], Bound]] = {
-    "Pack": _pack, "Binarize": _binarize, "BinaryMaxPool": _max_pool, **dict.fromkeys(SUMS, _weighted),
+    "Pack": _pack, "Binarize": _binarize, "BinaryMaxPool": _max_pool, **dict.fromkeys(_WEIGHTED, _weighted),
+    "BitFloatGemm": _bit_float,
     "QuantizeRows": _quantize_rows, "TernaryGemm": _ternary,
 }  # fmt: skip
 """Operator → its rule."""

@@ -25,7 +25,7 @@ from ._codes import (
 from .base import Attrs, Operator, TensorType, register
 
 # After `CODES`: float `weights` [O, k] = (code − zero)·scale + offset.
-_WEIGHTS = """
+GROUP_WEIGHTS = """
     k_first = Constant <value = int64 {0}> ()
     k_step = Constant <value = int64 {1}> ()
     k_range = Range (k_first, k_int, k_step)
@@ -86,7 +86,7 @@ class LowBitGemm(LowBit):
     name = "LowBitGemm"
     inputs = ("x", "w", "scale", "zero", "offset")
     attributes = {"k": int, "group_size": int}
-    body = PLANES + CODES + _WEIGHTS + PRODUCT
+    body = PLANES + CODES + GROUP_WEIGHTS + PRODUCT
     kernel = "low_bit:gemm"
     factors = (32, 4)
 
@@ -118,7 +118,7 @@ class LowBitConv(LowBit):
     name = "LowBitConv"
     inputs = ("x", "w", "scale", "zero", "offset")
     attributes = {**CONV_ATTRIBUTES, "group_size": int}
-    body = PLANES + CODES + "    two_dim = Constant <value_ints = [2]> ()\n" + _WEIGHTS + CONVOLUTION
+    body = PLANES + CODES + "    two_dim = Constant <value_ints = [2]> ()\n" + GROUP_WEIGHTS + CONVOLUTION
     kernel = "low_bit:conv"
     factors = (32, 4)
 

@@ -51,6 +51,23 @@ def shift_case(rng: np.random.Generator, *, rows=(3,), k=96, out=17, bits=3, con
     return "ShiftConv", {**conv[1], "k": k}, [whole(rng, *conv[0]), codes, scale]
 
 
+def sparse_case(rng: np.random.Generator, *, rows=(3,), k=96, out=17, group=None, share=0.1, dtype=np.uint16) -> Case:
+    _, attrs, (x, codes, scale, zeros, offsets) = low_bit_case(rng, rows=rows, k=k, out=out, bits=1, group=group)
+    listed = rng.random((out, k)) < share
+    listed[0, k - 1], listed[out // 2] = True, False
+    starts = np.append(0, np.cumsum(listed.sum(1))).astype(np.int32)
+    values = rng.integers(-128, 128, starts[-1]).astype(np.int8)
+    tables = [np.exp2(rng.integers(-3, 1, out)).astype(np.float32), rng.integers(-3, 4, out).astype(np.float32)]
+    return "SparseResidualGemm", attrs, [
+        x, codes, scale, zeros, offsets, values, np.nonzero(listed)[1].astype(dtype), starts, *tables
+    ]  # fmt: skip
+
+
+def bit_float_case(rng: np.random.Generator, *, rows=(3,), k=32, out=17, clear=0) -> Case:
+    packed = pack_bits(rng.integers(0, 2, (*rows, k)))
+    return "BitFloatGemm", {"k": k, "clear": clear}, [packed, whole(rng, k, out)]
+
+
 def ternary_case(rng: np.random.Generator, *, rows=(3,), k=96, out=17, extreme=False) -> Case:
     """``extreme``: the largest sum there is."""
     w = np.ones((out, k), int) if extreme else rng.integers(-1, 2, (out, k))
@@ -94,3 +111,11 @@ def cases(seed: int = 0) -> Iterator[Case]:
     yield quantize_case(rng, shape=(7, 64), divide=1, low=-127)
     yield quantize_case(rng, shape=(1, 33), low=0, high=15)
     yield quantize_case(rng, shape=(2, 3, 4, 8), axes=(2, 1, 4, 1))
+    yield sparse_case(rng)
+    yield sparse_case(rng, rows=(1,), k=700, out=70, group=128, dtype=np.int32)
+    yield sparse_case(rng, rows=(2, 5), k=40, out=5, share=0.5)
+    yield sparse_case(rng, rows=(7,), k=520, out=3, group=32, share=0.0)
+    yield bit_float_case(rng)
+    yield bit_float_case(rng, rows=(2, 9), k=77, out=40, clear=-1)
+    yield bit_float_case(rng, rows=(1,), k=1, out=1)
+    yield bit_float_case(rng, rows=(5,), k=400, out=33)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 from tests.passes.mini import RealNet, count, inputs, reason
 from xnorc import golden
@@ -134,6 +135,58 @@ def test_looks_low_bit_but_is_not(what, weights) -> None:
     optimized = close(net, y)
     assert count(optimized) == {"MatMul": 1}
     assert "its weights are not" in reason(optimized, "m")
+
+
+def salient(rng: np.random.Generator, rows: int, k: int, kind: str, group: int | None = None) -> np.ndarray:
+    """One bit a weight, of which about a tenth are 8-bit numbers: the largest."""
+    w = rng.standard_normal((rows, k)).astype(np.float32)
+    listed = np.abs(w) > np.quantile(np.abs(w), 0.9)
+    base = quantized(rng, rows, k, "mean1", group)
+    if kind == "unsigned":
+        low, high = w.min(1, keepdims=True), w.max(1, keepdims=True)
+        scale = (high - low) / np.float32(255)
+        zero = np.round(-low / scale)
+        made = (np.clip(np.round(w / scale) + zero, 0, 255) - zero) * scale
+    elif kind == "float":
+        made = w
+    else:
+        scale = np.abs(w).max(None if kind == "tensor" else 1, keepdims=True) / np.float32(127)
+        made = np.round(w / scale) * scale
+    return np.where(listed, made, base).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["row", "tensor", "unsigned"])
+@pytest.mark.parametrize("group", [None, 64])
+def test_salient_weights_are_listed(kind, group) -> None:
+    net = RealNet((2, 3, 256))
+    w = salient(net.rng, 32, 256, kind, group)
+    y = net.node("MatMul", "x", net.const(np.ascontiguousarray(w.T)), name="m")
+    optimized = close(net, y)
+    assert count(optimized) == {"SparseResidualGemm": 1}
+    assert "of them replaced by a list of 8-bit ones, equal bit for bit" in reason(optimized, "m")
+    (node,) = optimized.model.graph.node
+    stored = {t.name: numpy_helper.to_array(t) for t in optimized.model.graph.initializer}
+    constants = [np.zeros(0), *(stored[name] for name in node.input[1:])]
+    attrs = {a.name: a.i for a in node.attribute}
+    np.testing.assert_array_equal(REGISTRY["SparseResidualGemm"].weights(constants, attrs), w)
+
+
+def test_salient_weights_of_any_float_stay_float_with_the_reason() -> None:
+    net = RealNet((2, 256))
+    w = salient(net.rng, 32, 256, "float")
+    y = net.node("MatMul", "x", net.const(np.ascontiguousarray(w.T)), name="m")
+    optimized = close(net, y)
+    assert count(optimized) == {"MatMul": 1}
+    assert "are not on a grid of 8 bits" in reason(optimized, "m")
+
+
+def test_lists_are_checked() -> None:
+    op = REGISTRY["SparseResidualGemm"]
+    starts = np.array([0, 2, 3], np.int32)
+    op.check_lists(np.array([1, 4, 0]), starts, 5)
+    for columns, begin in (([4, 1, 0], starts), ([1, 5, 0], starts), ([1, 4, 0], starts[::-1]), ([1, 4], starts)):
+        with pytest.raises(ValueError, match="must"):
+            op.check_lists(np.array(columns), begin, 5)
 
 
 def test_layers_of_signs_are_left_to_pack() -> None:
