@@ -47,6 +47,11 @@ class BitFloatGemm(Operator):
         return int(np.prod(output.shape)) * int(attrs["k"])
 
     @classmethod
+    def factor_bits(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int]:
+        """Bits by float weights."""
+        return 1, 32
+
+    @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
         """``float32 [..., O]``."""
         x, w = inputs

@@ -50,6 +50,11 @@ class LowBit(Operator):
     most_planes: ClassVar[int] = 4
 
     @classmethod
+    def factor_bits(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int]:
+        """Float activations, weights of as many bits as there are planes."""
+        return 32, inputs[1].shape[0]
+
+    @classmethod
     def check_groups(cls, inputs: Sequence[TensorType], attrs: Attrs) -> None:
         """Raise ``ValueError`` unless codes, scales, zeros and offsets fit."""
         w, scale, zero, offset = inputs[1:5]

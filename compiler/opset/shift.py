@@ -42,6 +42,11 @@ class Shift(Operator):
     """What the operators on sign-and-exponent codes share."""
 
     @classmethod
+    def factor_bits(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int]:
+        """Float activations, weights of as many bits as there are planes."""
+        return 32, inputs[1].shape[0]
+
+    @classmethod
     def check_codes(cls, inputs: Sequence[TensorType], attrs: Attrs) -> None:
         """Raise ``ValueError`` unless codes and scale fit."""
         w, scale = inputs[1:3]

@@ -103,6 +103,16 @@ class TernaryGemm(Operator):
         return int(np.prod(output.shape)) * int(attrs["k"])
 
     @classmethod
+    def factor_bits(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int]:
+        """8-bit activations, two planes of weights."""
+        return 8, 2
+
+    @classmethod
+    def reach(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int, int]:
+        """From −128·k to 128·k, in ones."""
+        return -128 * attrs["k"], 128 * attrs["k"], 1
+
+    @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
         """``int32 [..., O]``."""
         x, w = inputs

@@ -48,11 +48,11 @@ class ShiftConv2d(nn.Module):
         self.scale = (2 / (22 * inputs * kernel * kernel)) ** 0.5
 
     def weights(self) -> Tensor:
-        """``±2^e · scale``: e grows by one where a bit is set and all bits before it are."""
-        exponent: Tensor | float = 0.0
+        """``±2^e · scale``: e grows by one where a bit is set, and is 0 again where one is not."""
+        power: Tensor | float = 1.0
         for parameter in self.further:
-            exponent = bit(parameter, self.training) * (exponent + 1)
-        return (2 * bit(self.sign, self.training) - 1) * torch.exp2(torch.as_tensor(exponent)) * self.scale
+            power = 1 + bit(parameter, self.training) * (2 * power - 1)
+        return (2 * bit(self.sign, self.training) - 1) * power * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weights(), stride=self.stride, padding=self.padding)
