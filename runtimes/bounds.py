@@ -157,7 +157,7 @@ class Analysis:
 
     def _known(self, node: onnx.NodeProto) -> bool:
         op = node.op_type
-        others = {"Cast", "Max", "Min", "Resize", "Dropout"}
+        others = {"Cast", "Max", "Min", "Resize", "Dropout", "TopK"}
         return node.domain == DOMAIN or op in _MOVES | _ONE_TO_ONE | _EXACT_INTEGERS | others
 
     # ---- rules ----
@@ -221,6 +221,8 @@ class Analysis:
             return [first] + [0.0] * (len(node.output) - 1)
         if op in _ONE_TO_ONE:
             return [first]
+        if op == "TopK":  # the k-th largest of numbers that move by at most e moves by at most e
+            return [float(np.max(first)), 0.0]
         if op in ("Max", "Min"):
             return [_largest(given)]
         if op in ("Add", "Sub"):

@@ -122,6 +122,11 @@ def float_cases() -> list[Case]:
         Case("ReduceMax", [x3], [_ints(-1)], {"keepdims": 1}),
         Case("ReduceMin", [x3], [_ints(0)], {"keepdims": 0}),
         Case("ArgMax", [x3], attrs={"axis": -1, "keepdims": 0}),
+        Case("TopK", [x2], [_ints(1)], outputs=2, tolerance=0),
+        Case("TopK", [x3], [_ints(1)], {"axis": 0, "largest": 0}, outputs=2, tolerance=0),
+        Case("TopK", [np.round(x2)], [_ints(5)], outputs=2, tolerance=0),
+        Case("TopK", [np.round(x4)], [_ints(4)], {"axis": 1, "largest": 0}, outputs=2, tolerance=0),
+        Case("TopK", [np.array([[3, -1, 3, 7, -1, 0]], np.int32)], [_ints(6)], outputs=2),
         Case("Resize", [x4], [None, np.array([1, 1, 2, 2], np.float32)], {"mode": "nearest"}),
         Case(
             "Resize",

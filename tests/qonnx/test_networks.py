@@ -117,13 +117,13 @@ def compiled(name: str, target: str) -> xnorc.Package:
     return package
 
 
-@pytest.mark.parametrize(("name", "target"), [("tfc_1w1a", "host"), ("tfc_1w1a", "rpi4"), ("handwritten_finn", "host")])
+@pytest.mark.parametrize(("name", "target"), [("tfc_1w1a", "rpi4"), ("cnv_1w1a", "host")])
 def test_devices(name, target):
     compiled(name, target)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["host", "rpi4", "rpi2"])
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("tfc_1w2a", "cnv_1w1a")])
+@pytest.mark.parametrize("name", ALL)
 def test_devices_all(name, target):
     compiled(name, target)
