@@ -126,6 +126,8 @@ def test_every_operator_has_a_bound(case: Case, carried: float) -> None:
     exact = evaluate_case(case, x, wide=True)
     assert "no bound is known" not in analysis.reason([node], values)
     for output, expected in zip(model.graph.output, exact, strict=True):
+        if case.op == "TopK" and expected.dtype == np.int64:
+            continue  # places, which another order of near values changes
         assert expected.dtype == np.float64 or case.op == "Cast"
         bound = np.broadcast_to(bounds.get(output.name, 0.0), expected.shape)
         error = np.abs(values[output.name] - expected)
