@@ -45,7 +45,7 @@ def read_model(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]]
         onnx.load_external_data_for_model(model, str(path.parent))
         return prepare(model, shapes)
     except ModelError as error:
-        text = str(error)
+        text = " ".join(str(error).splitlines())  # a damaged file can have a line break in a name
         raise ModelError(text if text.startswith(f"{path}:") else f"{path}: {text}") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error

@@ -74,6 +74,11 @@ class TestFiles:
         data = parse("g (float[1] x) => (float[1] y) { [somename] y = Relu (x) }").SerializeToString()
         assert "is not text" in refused(write(tmp_path, data.replace(b"somename", b"some\xff\xfeme")))
 
+    def test_line_break_in_a_name(self, tmp_path):
+        model = parse("g (float[1] x) => (float[1] y) { y = Relu (x) }")
+        model.graph.node[0].op_type = "Re\nlu"
+        assert "unknown operator 'Re lu'" in refused(write(tmp_path, model))
+
     def test_any_damage_is_refused_in_one_line_or_harmless(self, tmp_path):
         data = with_weight(np.ones((3, 4), np.float32), "y = MatMul (x, w)").SerializeToString()
         rng = np.random.default_rng(0)
