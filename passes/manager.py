@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 PASSES = (
     "fold_constants",
+    "drop_zeroed",
     "clean",
     "recognise_sign",
     "clean",
@@ -39,6 +40,7 @@ PASSES = (
     "int8_rows",
     "low_bit",
     "fuse_threshold",
+    "float_threshold",
     "clean",
     "fuse_epilogue",
     "verify",

@@ -21,7 +21,7 @@ class EpilogueStep:
     ``op``: ``mul`` v·p, ``add`` v+p, ``sub`` v−p, ``rsub`` p−v, ``div`` v/p, ``relu`` max(v, 0), ``prelu`` v if v ≥ 0 else v·p,
     ``clip`` min(max(v, p), q). ``p`` (and ``q``) is a float32 array ``[O]``; or, where ``lies`` says along which axes of the
     output ``p`` varies, a float32 array, or an int: the index into ``KernelCall.extra`` of a float32 tensor (a residual, a
-    scale of each sample). An int alone is a tensor of the output's shape. Each operation rounds to float32 by itself.
+    scale of each sample). An int alone is a tensor in the output's order. Each operation rounds to float32 by itself.
     """
 
     op: Literal["mul", "add", "sub", "rsub", "div", "relu", "prelu", "clip"]

@@ -17,7 +17,20 @@ from tvm.tirx.script import builder as T
 from ...errors import UnsupportedError
 from ...opset import Lies
 from ..kernel import EpilogueStep, KernelCall
-from .common import Expr, Flat, Function, broadcast, bytes_of, bytes_of_flags, cast, intrinsic, number, pieces, shuffle
+from .common import (
+    Expr,
+    Flat,
+    Function,
+    broadcast,
+    bytes_of,
+    bytes_of_flags,
+    cast,
+    elements,
+    intrinsic,
+    number,
+    pieces,
+    shuffle,
+)
 
 CHANNELS = 8
 
@@ -95,8 +108,8 @@ class Output:
         if value is None:
             return None
         if isinstance(value, (int, np.integer)):
-            if lies is None and fn.call.extra[int(value)].shape != fn.call.output.shape:
-                raise UnsupportedError(fn.call.name, fn.call.op, "a residual must have the output's shape")
+            if lies is None and elements(fn.call.extra[int(value)]) != elements(fn.call.output):
+                raise UnsupportedError(fn.call.name, fn.call.op, "a residual must have as many elements as the output")
             return fn.extra(int(value))
         if lies is not None:
             return fn.constant(name, value.astype(np.float32).reshape(-1))
