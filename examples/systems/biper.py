@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from binarizers import PooledShortcut, clipped, polynomial, sign
+from binarizers import PooledShortcut, clipped, polynomial, sign, to_32
 from system import Shape, System
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -110,7 +110,8 @@ SYSTEMS = (
         title="BiPer, ResNet-20 of narrow stages",
         paper=PAPER,
         build=lambda: ResNet(1, (8, 16, 32), 3, stem_stride=2),
-        inputs=_image(1, 28, 28),
+        inputs=_image(1, 32, 32),
+        prepare=to_32,
         packed_layers=18,
         published={"CIFAR-10 accuracy, ResNet-20": "86.98%"},
         shapes=(
@@ -136,7 +137,8 @@ SYSTEMS = (
         title="BiPer with grouped binary convolutions, as in its MobileNet",
         paper=PAPER,
         build=lambda: ResNet(1, (16, 32), 2, stem_stride=2, groups=(4, 16)),
-        inputs=_image(1, 28, 28),
+        inputs=_image(1, 32, 32),
+        prepare=to_32,
         packed_layers=8,
     ),
 )

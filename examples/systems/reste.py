@@ -7,7 +7,7 @@ Training", ICCV 2023. The scale mean|w| is one number a layer and lies in the we
 from __future__ import annotations
 
 import torch
-from binarizers import PooledShortcut, power, sign
+from binarizers import PooledShortcut, power, sign, to_32
 from system import Shape, System
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
 
 def _image() -> tuple[Tensor, ...]:
     torch.manual_seed(5)
-    return (torch.rand(1, 1, 28, 28),)
+    return (torch.rand(1, 1, 32, 32),)
 
 
 def _color() -> tuple[Tensor, ...]:
@@ -84,6 +84,7 @@ SYSTEM = System(
     ),
     build=lambda: ResNet(1, (8, 16, 32), 6, stem_stride=2),
     inputs=_image,
+    prepare=to_32,
     packed_layers=20,
     published={"CIFAR-10 accuracy, ResNet-20": "86.75%", "CIFAR-10 accuracy, ResNet-18": "92.63%"},
     shapes=(Shape(name="ResNet-20 (CIFAR-10)", build=lambda: ResNet(3, (16, 32, 64), 6), inputs=_color),),
