@@ -147,9 +147,19 @@ def pack(call: KernelCall) -> Kernel:
     nest = Nest.of(rows, shape[-1], source[perm[-1]])
 
     with function(call) as fn:
-        data, limits = fn.input(0), fn.constant("threshold", threshold)
+        data = fn.input(0)
+        same = bool((threshold == threshold[0]).all()) and bool(np.isfinite(threshold[0]))
+        limits = None if same else fn.constant("threshold", threshold)
         flips = fn.constant("flips", bytes_of_flags(flip)) if flip.any() else None
         out = fn.output()
+
+        def limit_of(channel: Expr, lanes: int) -> Expr:
+            """The thresholds of ``lanes`` channels; one number serves all where they are equal."""
+            return (
+                number(threshold[0].item(), str(threshold.dtype), lanes)
+                if limits is None
+                else limits.load(channel, lanes)
+            )
 
         def compare(real: Expr, limit: Expr, lanes: int) -> Expr:
             value = data.load(real, lanes)
@@ -164,7 +174,7 @@ def pack(call: KernelCall) -> Kernel:
             """One byte for each of ``lanes`` places: channel by channel."""
             byte: Expr = number(0, "uint8", lanes)
             for c in range(count):
-                limit = broadcast(limits.load(group * 8 + c), lanes)
+                limit = broadcast(limit_of(group * 8 + c, 1), lanes)
                 outcome = compare(real + c * nest.channel_stride, limit, lanes)
                 byte = byte | tirx.Select(outcome, number(1 << c, "uint8", lanes), number(0, "uint8", lanes))
             return byte
@@ -173,7 +183,7 @@ def pack(call: KernelCall) -> Kernel:
             flipped = None if flips is None else flips.load(group)
             if nest.inner is None:
                 if count == 8 and nest.channel_stride == 1:
-                    byte = byte_of(compare(real, limits.load(group * 8, 8), 8), call.target, "uint32")
+                    byte = byte_of(compare(real, limit_of(group * 8, 8), 8), call.target, "uint32")
                 else:
                     byte = vertical(real, group, count, 1)
                 out.store(packed, byte if flipped is None else byte ^ flipped)

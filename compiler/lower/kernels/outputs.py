@@ -85,7 +85,8 @@ class Output:
                 self.flips = fn.constant("flips", bytes_of_flags(flip))
         else:
             self.channels = shape[1] if epilogue.channels_first else shape[-1]
-            self.table = fn.constant("corrections", corrections.astype(np.int32))
+            narrow = corrections.min() >= -(2**15) and corrections.max() < 2**15
+            self.table = fn.constant("corrections", corrections.astype(np.int16 if narrow else np.int32))
         if epilogue.kind == "float":
             self.steps = [
                 (s, self._parameter(fn, f"p{i}", s.p, s.lies), self._parameter(fn, f"q{i}", s.q))
@@ -104,13 +105,16 @@ class Output:
 
     def _parameter(
         self, fn: Function, name: str, value: np.ndarray | int | None, lies: Lies | None = None
-    ) -> Flat | None:
+    ) -> Flat | float | None:
+        """What the steps read: a table or a tensor, or the number where it is the same everywhere."""
         if value is None:
             return None
         if isinstance(value, (int, np.integer)):
             if lies is None and elements(fn.call.extra[int(value)]) != elements(fn.call.output):
                 raise UnsupportedError(fn.call.name, fn.call.op, "a residual must have as many elements as the output")
             return fn.extra(int(value))
+        if value.size and np.isfinite(value).all() and value.any() and (value == value.flat[0]).all():
+            return float(value.flat[0])
         if lies is not None:
             return fn.constant(name, value.astype(np.float32).reshape(-1))
         padded = np.zeros(self.width, np.float32)
@@ -149,7 +153,8 @@ class Output:
     def _accumulators(self, tile: Finished) -> list[Expr]:
         two = number(2, "int32", CHANNELS)
         return [
-            T.Bind(self._entry(tile, p) - two * cast(count, "int32", CHANNELS)) for p, count in enumerate(tile.counts)
+            T.Bind(cast(self._entry(tile, p), "int32", CHANNELS) - two * cast(count, "int32", CHANNELS))
+            for p, count in enumerate(tile.counts)
         ]
 
     def _integers(self, tile: Finished, count: int) -> None:
@@ -180,9 +185,11 @@ class Output:
     def _run(self, value: Expr, lanes: int, place: Expr, spot: Spot, same_channel: bool) -> None:
         """All steps on ``lanes`` values that are stored side by side at ``place``: the first is that of ``spot``."""
 
-        def read(parameter: Flat | None, source: np.ndarray | int | None, lies: Lies | None = None) -> Expr:
+        def read(parameter: Flat | float | None, source: np.ndarray | int | None, lies: Lies | None = None) -> Expr:
             if parameter is None:
                 return None
+            if isinstance(parameter, float):
+                return number(parameter, "float32", lanes)
             if lies is not None:
                 one = not (lies.pixel if same_channel else lies.channel)
                 at = self._offset(lies, spot, same_channel)
