@@ -22,7 +22,7 @@ _FLOAT = 1
 
 
 @dataclass(frozen=True)
-class _Flags:
+class Flags:
     """A left operand of 0 and 1: ``moves`` (Reshape, Transpose; last axis kept) lead from ``tensor`` to the operand."""
 
     found: ZeroOne
@@ -52,7 +52,7 @@ class PackProducts(Pass):
 
     def run(self, graph: gs.Graph, ctx: Context) -> bool:
         """See the class."""
-        maker = _Products(graph, ctx)
+        maker = Products(graph, ctx)
         for node in list(graph.nodes):
             if node.op == "MatMul" and not node.domain and all(constant(x) is None for x in node.inputs):
                 maker.product(node)
@@ -67,8 +67,8 @@ class PackProducts(Pass):
         return maker.count > 0
 
 
-class _Products:
-    """State of one run."""
+class Products:
+    """What packs the operands of products of one graph, and shares what is packed."""
 
     def __init__(self, graph: gs.Graph, ctx: Context) -> None:
         self.graph, self.ctx = graph, ctx
@@ -80,25 +80,33 @@ class _Products:
         """Rewrite one MatMul, or record why not."""
         left, right = node.inputs
         shape, other = static_shape(left), static_shape(right)
-        rank = len(shape)
-        if rank < 2 or len(other) != rank or shape[:-2] != other[:-2]:
+        if len(shape) < 2 or len(other) != len(shape) or shape[:-2] != other[:-2]:
             reason = f"operands of shape {list(shape)} and {list(other)}: the leading axes must be equal"
             self._refuse(node, reason, _is_bits(left) or _is_bits(right))
             return
-        flags = _flags(left)
-        a = flags or self._route(left, tuple(range(rank)), node)
-        b = self._route(right, (*range(rank - 2), rank - 1, rank - 2), node)
+        a, b = self.operand(node, 0), self.operand(node, 1)
         if isinstance(a, str) or isinstance(b, str):
             reasons = [f"{side}: {why}" for side, why in (("left", a), ("right", b)) if isinstance(why, str)]
-            if isinstance(b, str) and zero_one(_behind_moves(right)) is not None:
-                reasons[-1] = "right: it is 0 and 1, which xnorc packs on the left side only"
             self._refuse(node, "; ".join(reasons), len(reasons) == 1)
             return
         if shape[-1] * 4 >= 1 << 24:
             self._refuse(node, f"{shape[-1]} terms are more than float32 counts", True)
             return
-        first = self._pack_flags(a) if isinstance(a, _Flags) else self._pack_signs(node, 0, a)
-        self._replace(node, first, self._pack_signs(node, 1, b), isinstance(a, _Flags))
+        self._replace(node, self.packed(node, 0, a), self.packed(node, 1, b), isinstance(a, Flags))
+
+    def operand(self, node: gs.Node, side: int) -> Route | Flags | str:
+        """How to get the bits of an operand, packed along the axis that is summed over, or why there are none."""
+        tensor = node.inputs[side]
+        rank = len(static_shape(tensor))
+        if side:
+            found = self._route(tensor, (*range(rank - 2), rank - 1, rank - 2), node)
+            both = isinstance(found, str) and zero_one(_behind_moves(tensor)) is not None
+            return "it is 0 and 1, which xnorc packs on the left side only" if both else found
+        return _flags(tensor) or self._route(tensor, tuple(range(rank)), node)
+
+    def packed(self, node: gs.Node, side: int, found: Route | Flags) -> list[gs.Tensor]:
+        """The packed operand, once for each pass."""
+        return self._pack_flags(found) if isinstance(found, Flags) else self._pack_signs(node, side, found)
 
     def _route(self, tensor: gs.Tensor, perm: tuple[int, ...], node: gs.Node) -> Route | str:
         """A way to the bits of an operand. Signs that were moved as floats are packed where they are, as signs of signs."""
@@ -155,7 +163,7 @@ class _Products:
             shape=(*shape[:-1], shape[-1] * len(parts)),
         )  # fmt: skip
 
-    def _pack_flags(self, flags: _Flags) -> list[gs.Tensor]:
+    def _pack_flags(self, flags: Flags) -> list[gs.Tensor]:
         graph, ctx, found = self.graph, self.ctx, flags.found
         if id(flags.tensor) not in self.flags:
             shape = static_shape(flags.tensor)
@@ -207,7 +215,7 @@ def _is_bits(tensor: gs.Tensor) -> bool:
     return _flags(tensor) is not None or isinstance(find_route(tensor, tuple(range(rank))), Route)
 
 
-def _flags(tensor: gs.Tensor) -> _Flags | None:
+def _flags(tensor: gs.Tensor) -> Flags | None:
     """``tensor`` as 0 and 1 behind moves that keep its last axis."""
     moves: list[gs.Node] = []
     while (found := zero_one(tensor)) is None:
@@ -221,7 +229,7 @@ def _flags(tensor: gs.Tensor) -> _Flags | None:
             return None
         moves.append(node)
         tensor = node.inputs[0]
-    return _Flags(found, tensor, tuple(reversed(moves)))
+    return Flags(found, tensor, tuple(reversed(moves)))
 
 
 def _pack_before_moving(graph: gs.Graph, ctx: Context, pack: gs.Node) -> None:

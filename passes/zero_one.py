@@ -33,7 +33,7 @@ def zero_one(tensor: gs.Tensor) -> ZeroOne | None:
 
     * a comparison with a constant that is cast to float, or chooses between the constants 1 and 0;
     * any other boolean in these two places: then ``x`` is the tensor itself;
-    * ``Clip(Round(v), 0, 1)`` and ``Round(Clip(v, 0, 1))``: v > 0.5, as halves are rounded to even;
+    * ``Clip(Round(v), 0, 1)`` and ``Round(Clip(v, 0, 1))``: v > 0.5, as halves are rounded to even (Clip may be Max and Min);
     * ``Relu`` and ``Clip`` to [0, 1] of a sign, the sign of a ``Relu`` where sign(0) is 0;
     * ``(sign + 1) / 2`` where the sign is never 0.
     """
@@ -47,15 +47,16 @@ def zero_one(tensor: gs.Tensor) -> ZeroOne | None:
         if found is None or static_shape(found.x) != static_shape(tensor):
             return _itself(tensor)
         return _with(found if _scalar(node.inputs[1]) == 1 else replace(found, flip=not found.flip), node)
-    if node.op == "Clip" and _bounds(node) == (0.0, 1.0):
-        inner = producer(node.inputs[0])
-        if inner is not None and inner.op == "Round" and not inner.domain:
-            return ZeroOne(inner.inputs[0], 0.5, True, False, "round", nodes=(inner, node))
-        return _with(_of_sign(node.inputs[0]), node)
+    inner = _unit_clip(tensor)
+    if inner is not None:
+        rounded = producer(inner)
+        if rounded is not None and rounded.op == "Round" and not rounded.domain:
+            return ZeroOne(rounded.inputs[0], 0.5, True, False, "round", nodes=(rounded, node))
+        return _with(_of_sign(inner), node)
     if node.op == "Round":
-        inner = producer(node.inputs[0])
-        if inner is not None and inner.op == "Clip" and _bounds(inner) == (0.0, 1.0):
-            return ZeroOne(inner.inputs[0], 0.5, True, False, "round", nodes=(inner, node))
+        source = _unit_clip(node.inputs[0])
+        if source is not None:
+            return ZeroOne(source, 0.5, True, False, "round", nodes=(node,))
     if node.op == "Relu":
         return _with(_of_sign(node.inputs[0]), node)
     if is_binarize(tensor) and node.attrs["zero"] == 0:
@@ -141,10 +142,25 @@ def _scalar(tensor: gs.Tensor) -> float | None:
     return float(value.reshape(())) if value is not None and value.size == 1 else None
 
 
-def _bounds(node: gs.Node) -> tuple[float | None, float | None]:
-    sides = [*node.inputs[1:], None, None][:2]
-    low, high = (None if side is None or side.is_empty() else _scalar(side) for side in sides)
-    return low, high
+def _unit_clip(tensor: gs.Tensor) -> gs.Tensor | None:
+    """What is clipped to [0, 1], by Clip or by a Max and a Min in either order."""
+    node = producer(tensor)
+    if node is None or node.domain:
+        return None
+    if node.op == "Clip":
+        sides = [*node.inputs[1:], None, None][:2]
+        bounds = [None if side is None or side.is_empty() else _scalar(side) for side in sides]
+        return node.inputs[0] if bounds == [0.0, 1.0] else None
+    found: dict[str, float] = {}
+    while node is not None and node.op in ("Max", "Min") and not node.domain and len(node.inputs) == 2:
+        values = [_scalar(x) for x in node.inputs]
+        if (values[0] is None) == (values[1] is None) or node.op in found:
+            break
+        side = 0 if values[1] is None else 1
+        found[node.op] = values[side]  # type: ignore[assignment]
+        tensor = node.inputs[1 - side]
+        node = producer(tensor)
+    return tensor if found == {"Max": 0.0, "Min": 1.0} else None
 
 
 def _cast_to_float(node: gs.Node) -> bool:

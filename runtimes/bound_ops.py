@@ -119,13 +119,27 @@ def _ternary(use: Use) -> Bound:
     return Bound(error=moved @ np.abs(weights).T.astype(np.float64))
 
 
+def _sign_sum(use: Use) -> Bound:
+    """A float32 sum of k terms ±b in any order (every product is exact), and what an open bit may change: 2|b|."""
+    b = use.inputs[1]
+    terms = b.shape[-2]
+    magnitude = np.abs(b.astype(np.float64)) + use.errors[1]
+    error = gamma(terms + 2) * magnitude.sum(-2, keepdims=True) + np.sum(
+        np.broadcast_to(np.asarray(use.errors[1], np.float64), b.shape), -2, keepdims=True
+    )
+    mask = use.masks[0]
+    if mask is not None and mask.any():
+        error = error + 2 * np.matmul(unpack_bits(mask, terms).astype(np.float64), magnitude)
+    return Bound(error=np.broadcast_to(error, use.output.shape) + FLUSH)
+
+
 _WEIGHTED = {"LowBitGemm", "LowBitConv", "ShiftGemm", "ShiftConv", "SparseResidualGemm"}
 SUMS = _WEIGHTED | {"BitFloatGemm"}
 """Operators whose result is a float32 sum of ``k`` products, in any order."""
 
 RULES: dict[str, Callable[[Use], Bound]] = {
     "Pack": _pack, "Binarize": _binarize, "BinaryMaxPool": _max_pool, **dict.fromkeys(_WEIGHTED, _weighted),
-    "BitFloatGemm": _bit_float,
+    "BitFloatGemm": _bit_float, "SignMatMul": _sign_sum,
     "QuantizeRows": _quantize_rows, "TernaryGemm": _ternary,
 }  # fmt: skip
 """Operator → its rule."""

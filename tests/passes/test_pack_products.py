@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from xnorc.golden import run
+from xnorc.model import prepare
+from xnorc.passes import Options, optimize
+from xnorc.passes.fuse_attention import FuseAttention
+
 from .attention import Attention
-from .mini import RealNet, compiled, count, reason
+from .mini import RealNet, compiled, count, inputs, reason
+
+
+@pytest.fixture(autouse=True)
+def _unfused(monkeypatch):
+    """Products one by one: what ``fuse_attention`` makes of them has tests of its own."""
+    monkeypatch.setattr(FuseAttention, "run", lambda self, graph, ctx: False)
 
 
 @pytest.mark.parametrize("zero", [1, 0, -1])
@@ -52,6 +63,8 @@ def test_ties_are_not_above_zero():
         lambda net, x: net.node("Div", net.node("Add", net.sign(x, 1), np.float32(1)), np.float32(2)),
         lambda net, x: net.node("Mul", net.node("Sub", np.float32(1), net.sign(x, -1)), np.float32(0.5)),
         lambda net, x: net.node("Clip", net.node("Round", x), np.float32(0), np.float32(1)),
+        lambda net, x: net.node("Min", net.node("Max", net.node("Round", x), np.float32(0)), np.float32(1)),
+        lambda net, x: net.node("Round", net.node("Max", net.node("Min", x, np.float32(1)), np.float32(0))),
         lambda net, x: net.node("Round", net.node("Clip", x, np.float32(0), np.float32(1))),
     ],
 )
@@ -61,7 +74,7 @@ def test_idioms_of_zero_and_one(levels):
     optimized = compiled(net, net.node("MatMul", levels(net, net.scores(q, k)), v, name="context"))
     found = count(optimized)
     assert (found["BinaryMatMul"], found["AndMatMul"]) == (1, 1)
-    assert not {"MatMul", "Round", "Clip", "Where", "Sign"} & set(found)
+    assert not {"MatMul", "Round", "Clip", "Max", "Min", "Where", "Sign"} & set(found)
 
 
 def test_scores_may_be_compared_with_one_another():
@@ -111,9 +124,6 @@ def test_signs_that_can_be_zero(which, sign_zero):
         text = reason(compiled(net, y), "product")
         assert f"{4 if which == 'both' else 2} times the bits" in text
     else:
-        from xnorc.model import prepare
-        from xnorc.passes import Options, optimize
-
         text = reason(optimize(prepare(net.model(y)), Options(sign_zero=sign_zero), check=True), "product")
         assert "times" not in text
 
@@ -123,9 +133,6 @@ def test_scales_per_row_and_through_moves():
     q = net.node("Mul", net.sign("x"), net.floats(2, 5, 1))
     k = net.node("Transpose", net.node("Div", net.sign("x"), np.float32(3)), perm=[0, 2, 1])
     y = net.node("MatMul", q, k, name="product")
-    from xnorc.model import prepare
-    from xnorc.passes import optimize
-
     optimized = optimize(prepare(net.model(y)), check=True)
     assert count(optimized)["BinaryMatMul"] == 1 and count(optimized)["Mul"] == 2
 
@@ -153,12 +160,25 @@ def test_heads_of_odd_size_are_packed_behind_the_split(zero):
     assert found["BinaryMatMul"] == 1
 
 
-class TestLeftInFloat:
-    def test_one_operand_is_float(self):
-        net = RealNet((2, 5, 8))
-        y = net.node("MatMul", net.sign("x"), net.node("Transpose", "x", perm=[0, 2, 1]), name="product")
-        assert "right: its input 'x' is not binarized" in reason(compiled(net, y), "product")
+def test_signs_times_floats_are_added_and_subtracted():
+    """On either side, with signs that can be 0, and 0 and 1: the sum of floats may be in another order."""
+    for make, sums in (
+        (lambda net: (net.sign("x"), net.node("Transpose", "x", perm=[0, 2, 1])), 1),
+        (lambda net: ("x", net.node("Transpose", net.sign("x"), perm=[0, 2, 1])), 1),
+        (lambda net: (net.node("Sign", "x"), net.node("Transpose", "x", perm=[0, 2, 1])), 2),
+        (lambda net: ("x", net.node("Transpose", net.node("Sign", "x"), perm=[0, 2, 1])), 2),
+        (lambda net: (net.node("Relu", net.node("Sign", "x")), net.node("Transpose", "x", perm=[0, 2, 1])), 1),
+    ):
+        net = RealNet((2, 5, 11))
+        model = net.model(net.node("MatMul", *make(net), name="product"))
+        optimized = optimize(prepare(model), check=True)
+        assert count(optimized)["SignMatMul"] == sums and "MatMul" not in count(optimized)
+        x = inputs(net.shape, 0)
+        (expected,), (got,) = run(model, {"x": x}).values(), run(optimized.model, {"x": x}).values()
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
+
+class TestLeftInFloat:
     def test_neither_is_a_sign(self):
         net = RealNet((2, 5, 8))
         y = net.node("MatMul", "x", net.node("Transpose", "x", perm=[0, 2, 1]), name="product")
@@ -170,8 +190,8 @@ class TestLeftInFloat:
         y = net.node("MatMul", net.sign("x"), k, name="product")
         assert "leading axes must be equal" in reason(compiled(net, y), "product")
 
-    def test_zero_and_one_on_the_right(self):
+    def test_zero_and_one_on_the_right_are_added_as_floats(self):
         net = RealNet((2, 5, 8))
         bits = net.node("Cast", net.node("Greater", "x", np.float32(0)), to=1)
         y = net.node("MatMul", net.sign("x"), net.node("Transpose", bits, perm=[0, 2, 1]), name="product")
-        assert "on the left side only" in reason(compiled(net, y), "product")
+        assert reason(compiled(net, y), "product").startswith("SignMatMul: 8 terms")
