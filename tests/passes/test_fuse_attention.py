@@ -96,7 +96,7 @@ def test_it_is_left_as_products(why):
         scores = net.node("Neg", scores)
     if why == "mask for each head":
         each = net.node("MatMul", net.split("x"), net.split("x", (0, 2, 3, 1)))
-        scores = net.node("Add", scores, net.node("Mul", each, np.float32(0)))
+        scores = net.node("Add", scores, net.node("Mul", each, np.float32(0.25)))
     context = net.node("MatMul", bits(net, scores), v)
     outputs = [context, scores] if why == "scores are an output" else [context]
     if why == "mask for each head":
