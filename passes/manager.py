@@ -39,6 +39,7 @@ PASSES = (
     "hoist_signs",
     "pack",
     "pack_products",
+    "bit_float",
     "int8_rows",
     "pack_sign_sums",
     "fuse_attention",

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from ..errors import ModelError, UnsupportedError, XnorcError
 from ..opset import DOMAIN, REGISTRY, TensorType, unpack_bits
+from ..opset.sparse_residual import SparseResidualGemm
 from .base import Context, Pass, constant, producer, static_shape
 from .chain import is_anchor
 from .graph import export_graph, import_graph
@@ -145,6 +146,8 @@ def _node(node: gs.Node) -> Iterator[str]:
 
 def _constants(node: gs.Node, names: tuple[str, ...]) -> Iterator[str]:
     inputs = dict(zip(names, node.inputs, strict=True))
+    if node.op == SparseResidualGemm.name:
+        yield from _lists(node, inputs)
     for name in ("w", "threshold", "flip"):
         if name not in inputs:
             continue
@@ -157,6 +160,18 @@ def _constants(node: gs.Node, names: tuple[str, ...]) -> Iterator[str]:
             yield "a flip is neither 0 nor 1"
         elif name == "w":
             yield from _weight(node, value)
+
+
+def _lists(node: gs.Node, inputs: dict[str, gs.Tensor]) -> Iterator[str]:
+    """The lists of weights of a SparseResidualGemm must lie in order and inside the weights."""
+    columns, starts = constant(inputs["columns"]), constant(inputs["starts"])
+    if columns is None or starts is None:
+        yield "its lists are not constant"
+        return
+    try:
+        SparseResidualGemm.check_lists(columns, starts, node.attrs["k"])
+    except ValueError as error:
+        yield str(error)
 
 
 def _weight(node: gs.Node, weight: np.ndarray) -> Iterator[str]:

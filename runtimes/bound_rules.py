@@ -16,6 +16,9 @@ FLUSH = 2.0**-126
 FUNCTION = 2.0**-22
 """Absolute error allowed to an approximation of exp, tanh, erf and their like, on top of 4 ulp of the result."""
 
+NOTHING = 1e30
+"""A bound so large that it says nothing. Divisions are held to it, so that no bound becomes infinite, and then no number."""
+
 Error = np.ndarray | float
 """Bound of a tensor: an array of its shape (float64), or one number for all elements."""
 
@@ -60,7 +63,7 @@ def _sqrt(node: onnx.NodeProto, x: Sequence[np.ndarray], y: np.ndarray, e: Error
 
 
 def _reciprocal(node: onnx.NodeProto, x: Sequence[np.ndarray], y: np.ndarray, e: Error) -> Error:
-    return np.abs(y) * e / np.maximum(np.abs(x[0]) - e, FLUSH) + 4 * U * np.abs(y) + FLUSH
+    return np.minimum(np.abs(y) * e / np.maximum(np.abs(x[0]) - e, FLUSH), NOTHING) + 4 * U * np.abs(y) + FLUSH
 
 
 def _pow(node: onnx.NodeProto, x: Sequence[np.ndarray], y: np.ndarray, e: Error) -> Error:

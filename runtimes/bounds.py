@@ -35,6 +35,7 @@ from .bound_rules import (
     FUNCTION,
     FUNCTIONS,
     JUMPS,
+    NOTHING,
     SMOOTH,
     Error,
     U,
@@ -232,7 +233,7 @@ class Analysis:
             return [a * given[1] + b * given[0] + np.multiply(given[0], given[1]) + rounding]
         if op == "Div":
             below = np.maximum(np.abs(np.asarray(inputs[1], np.float64)) - given[1], FLUSH)
-            return [(given[0] + np.abs(y) * given[1]) / below + 2 * rounding]
+            return [np.minimum((given[0] + np.abs(y) * given[1]) / below, NOTHING) + 2 * rounding]
         if op in ("PRelu", "LeakyRelu"):
             slope = attribute(node, "alpha", 0.01) if op == "LeakyRelu" else np.asarray(inputs[1], np.float64)
             return [np.maximum(1.0, np.abs(slope)) * first + rounding]
@@ -405,5 +406,5 @@ def _magnitude(value: Any) -> Any:
 
 
 def _as_float32(value: Any) -> np.ndarray:
-    """To float32, never downwards, but to at most 1e30: a bound that large says nothing, and must not become infinite."""
-    return np.asarray(np.minimum(np.asarray(value, np.float64) * (1 + 2.0**-22), 1e30), np.float32)
+    """To float32, never downwards, but to at most ``NOTHING``."""
+    return np.asarray(np.minimum(np.asarray(value, np.float64) * (1 + 2.0**-22), NOTHING), np.float32)
