@@ -127,26 +127,54 @@ def scale_step(tensor: gs.Tensor) -> tuple[gs.Tensor, int, gs.Node] | None:
     return None
 
 
-def _clip_step(tensor: gs.Tensor) -> tuple[gs.Tensor, float, float, gs.Node] | None:
+def _clip_step(tensor: gs.Tensor) -> tuple[gs.Tensor, float, float, list[gs.Node]] | None:
+    """``tensor = clip(x, low, high)`` by a Clip, or by a Min of a Max (or the other way round): (x, low, high, nodes)."""
     node = producer(tensor)
-    if node is None or node.domain or node.op != "Clip" or len(node.inputs) != 3:
+    if node is None or node.domain:
         return None
-    low, high = constant(node.inputs[1]), constant(node.inputs[2])
-    if low is None or high is None or low.size != 1 or high.size != 1:
+    if node.op == "Clip" and len(node.inputs) == 3:
+        low, high = _single(node.inputs[1]), _single(node.inputs[2])
+        return None if low is None or high is None else (node.inputs[0], low, high, [node])
+    outer = _bound(node)
+    inner_node = None if outer is None else producer(outer[0])
+    inner = None if inner_node is None or inner_node.domain or inner_node.op == node.op else _bound(inner_node)
+    if outer is None or inner is None or inner_node is None:
         return None
-    return node.inputs[0], float(low.reshape(())), float(high.reshape(())), node
+    low, high = (inner[1], outer[1]) if node.op == "Min" else (outer[1], inner[1])
+    return (inner[0], low, high, [node, inner_node]) if low <= high else None
+
+
+def _single(tensor: gs.Tensor) -> float | None:
+    value = constant(tensor)
+    return None if value is None or value.size != 1 else float(value.reshape(()))
+
+
+def _bound(node: gs.Node) -> tuple[gs.Tensor, float] | None:
+    """The computed operand of a Min or Max with a single constant, and the constant."""
+    if node.op not in ("Min", "Max") or len(node.inputs) != 2:
+        return None
+    for position in (0, 1):
+        value = _single(node.inputs[position])
+        other = node.inputs[1 - position]
+        if (
+            value is not None
+            and constant(other) is None
+            and list(other.shape or []) == list(node.outputs[0].shape or [])
+        ):
+            return other, value
+    return None
 
 
 def read_quantizer(node: gs.Node) -> Quantizer | None:
     """The fixed-point quantizer whose last node is ``node``: a scale by 2^f, a rounding (Round, Floor, or Floor after adding
     one half), limits before or after the scale back, all with constants. Where f = 0 there need be no scales."""
-    if node.domain or node.op not in ("Mul", "Div", "Clip") or len(node.outputs) != 1:
+    if node.domain or node.op not in ("Mul", "Div", "Clip", "Min", "Max") or len(node.outputs) != 1:
         return None
     tensor, nodes, limits, back = node.outputs[0], [], None, None
     for _ in range(2):  # the limits and the scale back, in either order
         if limits is None and (clip := _clip_step(tensor)) is not None:
             limits, tensor = (clip[1], clip[2], back is None), clip[0]
-            nodes.append(clip[3])
+            nodes += clip[3]
         elif back is None and (scaled := scale_step(tensor)) is not None:
             back, tensor = scaled[1], scaled[0]
             nodes.append(scaled[2])

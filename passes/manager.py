@@ -44,6 +44,7 @@ PASSES = (
     "pack_sign_sums",
     "fuse_attention",
     "low_bit",
+    "gate",
     "fuse_threshold",
     "float_threshold",
     "clean",

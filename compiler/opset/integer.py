@@ -84,8 +84,31 @@ def gemm_type(x: TensorType, w: TensorType) -> TensorType:
     return TensorType((*x.shape[:-1], w.shape[0]), np.dtype(np.int32))
 
 
+class IntegerProduct(Operator):
+    """What the products of 8-bit integers share."""
+
+    anchor = True
+
+    @classmethod
+    def macs(cls, inputs: Sequence[TensorType], output: TensorType, attrs: Attrs) -> int:
+        """Outputs times the terms of a sum."""
+        return int(np.prod(output.shape)) * int(np.prod(inputs[1].shape[1:]))
+
+    @classmethod
+    def factor_bits(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int]:
+        """8 and 8, whatever the range in use."""
+        return 8, 8
+
+    @classmethod
+    def reach(cls, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[int, int, int]:
+        """The range that 8-bit factors allow."""
+        terms = int(np.prod(inputs[1].shape[1:]))
+        least, most = (0, 255) if inputs[0].dtype == np.uint8 else (-128, 127)
+        return -128 * most * terms, max(127 * most, -128 * least) * terms, 1
+
+
 @register
-class IntegerConv(Operator):
+class IntegerConv(IntegerProduct):
     """2-D convolution of 8-bit integers with 8-bit integer weights, to exact int32 accumulators.
 
     ``x``: int8 or uint8 ``[N, H, W, C]``; ``w``: int8 ``[O, KH, KW, C/group]``; output: int32 ``[N, OH, OW, O]``. ``pads`` =
@@ -103,13 +126,6 @@ class IntegerConv(Operator):
         + CONVOLVE
     )
     kernel = "int_product:integer_conv"
-    factors = (8, 8)
-    anchor = True
-
-    @classmethod
-    def macs(cls, inputs: Sequence[TensorType], output: TensorType, attrs: Attrs) -> int:
-        """Outputs times the terms of a sum."""
-        return int(np.prod(output.shape)) * int(np.prod(inputs[1].shape[1:]))
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
@@ -124,7 +140,7 @@ class IntegerConv(Operator):
 
 
 @register
-class IntegerGemm(Operator):
+class IntegerGemm(IntegerProduct):
     """Rows of 8-bit integers times 8-bit integer weights, to exact int32 accumulators.
 
     ``x``: int8 or uint8 ``[..., K]``; ``w``: int8 ``[O, K]``; output: int32 ``[..., O]``. K is at most 65536.
@@ -140,13 +156,6 @@ class IntegerGemm(Operator):
     y = MatMul (x_int, columns)
     """
     kernel = "int_product:integer_gemm"
-    factors = (8, 8)
-    anchor = True
-
-    @classmethod
-    def macs(cls, inputs: Sequence[TensorType], output: TensorType, attrs: Attrs) -> int:
-        """Outputs times K."""
-        return int(np.prod(output.shape)) * inputs[1].shape[1]
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ._fixed import Overflow, Rounding, limit, shift_round
-from .base import Attrs, Operator, TensorType, register
-from .integer import CONVOLVE, conv_type, convolve, gemm_type
+from .base import Attrs, TensorType, register
+from .integer import CONVOLVE, IntegerProduct, conv_type, convolve, gemm_type
 
 MOST_SHIFT = 7
 
@@ -49,7 +49,7 @@ def _check_shift(shift: TensorType) -> None:
 
 
 @register
-class SwitchedConv(Operator):
+class SwitchedConv(IntegerProduct):
     """``IntegerConv`` with weights of 8 − k bits, made of stored 8-bit ones when the model runs.
 
     ``x``: int8 or uint8 ``[N, H, W, C]``; ``w``: int8 ``[O, KH, KW, C/group]``; ``shift``: int32, one element, k from 0 to
@@ -62,13 +62,6 @@ class SwitchedConv(Operator):
     attributes = {"group": int, "strides": list, "dilations": list, "pads": list}
     body = _ROUND_WEIGHTS + "    w_float = Transpose <perm = [0, 3, 1, 2]> (w_low)\n" + CONVOLVE
     kernel = "int_product:switched_conv"
-    factors = (8, 8)
-    anchor = True
-
-    @classmethod
-    def macs(cls, inputs: Sequence[TensorType], output: TensorType, attrs: Attrs) -> int:
-        """Outputs times the terms of a sum."""
-        return int(np.prod(output.shape)) * int(np.prod(inputs[1].shape[1:]))
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
@@ -85,7 +78,7 @@ class SwitchedConv(Operator):
 
 
 @register
-class SwitchedGemm(Operator):
+class SwitchedGemm(IntegerProduct):
     """``IntegerGemm`` with weights of 8 − k bits, made of stored 8-bit ones when the model runs.
 
     ``x``: int8 or uint8 ``[..., K]``; ``w``: int8 ``[O, K]``; ``shift``: int32, one element, k as for ``SwitchedConv``;
@@ -105,13 +98,6 @@ class SwitchedGemm(Operator):
     """
     )
     kernel = "int_product:switched_gemm"
-    factors = (8, 8)
-    anchor = True
-
-    @classmethod
-    def macs(cls, inputs: Sequence[TensorType], output: TensorType, attrs: Attrs) -> int:
-        """Outputs times K."""
-        return int(np.prod(output.shape)) * inputs[1].shape[1]
 
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
