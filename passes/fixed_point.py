@@ -16,6 +16,7 @@ from .binary_layer import gemm_extras
 from .chain import original_name, per_channel
 from .graph import dead_nodes, remove_node
 from .grid import EXACT, Grid, Quantizer, fixed_type, raw_constant, read_quantizer
+from .switched_weights import SwitchedWeights, read_switched
 from .windows import window
 
 _FLOAT, _INT32 = 1, 6
@@ -93,6 +94,10 @@ class FixedPoint(Pass):
     Rounding by ``floor(v + 0.5)`` adds one half before it rounds, which is checked as well. Where the check fails, or a
     constant is on no grid, the node stays in float with that reason.
 
+    Weights may be rounded to fewer bits by an integer input of the model (``switched_weights``): ``SwitchedConv`` and
+    ``SwitchedGemm`` do so from one stored int8 tensor. A quantizer without scales (f = 0) is any quantizer's codes, so
+    that integer layers with real-valued scales behind them are packed as well.
+
     Left to other passes: layers with 16 levels at most on both sides (bit planes), and weights of three levels at most.
     A tensor that something else reads in float is computed from its integer (exact again).
     """
@@ -117,6 +122,7 @@ class _Lowering:
         self.quantizers: dict[int, Quantizer] = {}
         self.keep: list[gs.Tensor] = []
         self.noted: list[gs.Node] = []
+        self.shifts: dict[int, gs.Tensor] = {}
 
     def run(self) -> bool:
         nodes = list(self.graph.nodes)
@@ -141,24 +147,26 @@ class _Lowering:
 
     def _layer(self, node: gs.Node) -> bool:
         """Lower a layer. False, with the reason noted, where it is not one on raw values."""
-        value = constant(node.inputs[1])
-        found = None if value is None else raw_constant(value)
         source = self._origin(node.inputs[0])
         if source is None:
             return False  # nothing to do with fixed point
-        if value is None or found is None:
-            return self._refuse(node, "its weights are not constants on a fixed-point grid")
+        value = constant(node.inputs[1])
+        switched = read_switched(node.inputs[1]) if value is None else None
+        found = (switched.w, 0) if switched is not None else None if value is None else raw_constant(value)
+        if found is None:
+            return value is not None and self._refuse(node, "its weights are not constants on a fixed-point grid")
         raw, fraction = found
         levels = len(np.unique(raw))
         activations = int(source.high) - int(source.low) + 1
         integer_already = isinstance(self.forms.get(id(node.inputs[0])), Form)
-        if levels <= _BINARY_LEVELS or (not integer_already and max(levels, activations) <= _FEW_LEVELS):
+        few = levels <= _BINARY_LEVELS or (not integer_already and max(levels, activations) <= _FEW_LEVELS)
+        if few and switched is None:
             return False
         if np.abs(raw).max() > 128 or raw.max() > 127:
             return self._refuse(node, f"its weights have raw values from {raw.min()} to {raw.max()}: 8 bits are packed")
         try:
             bias, apart = self._bias(node)
-            accumulator, grid, perm = self._product(node, raw)
+            accumulator, grid, perm = self._product(node, raw, switched)
             weights = raw if node.op == "Conv" or node.attrs.get("transB", 0) else raw.T
             rows = np.abs(weights.reshape(weights.shape[0], -1)).sum(1)
             # Padding adds zeros: the range always includes them.
@@ -188,11 +196,18 @@ class _Lowering:
             self._store(output, form)
         self._float(output, form, node, apart)
         word = "int8" if grid.low < 0 else "uint8"
+        text = f"integers: {word} activations {grid} times int8 weights of {levels} levels"
+        if switched is None:
+            self.ctx.note(node, Status.PACKED, f"{text} · 2^{-fraction}")
+            return True
+        shift = switched.shift.name
         self.ctx.note(
-            node,
-            Status.PACKED,
-            f"integers: {word} activations {grid} times int8 weights of {levels} levels · 2^{-fraction}",
+            node, Status.PACKED, f"{text}, rounded to 8 − k bits when the model runs (k from 0 to 7 in '{shift}')"
         )
+        for part in switched.nodes:
+            self.ctx.note(
+                part, Status.FUSED, f"rounding of the weights of '{original_name(self.ctx, node)}' in its kernel"
+            )
         return True
 
     def _origin(self, tensor: gs.Tensor) -> Grid | None:
@@ -208,7 +223,9 @@ class _Lowering:
             return self._origin(node.inputs[0])
         return None
 
-    def _product(self, node: gs.Node, raw: np.ndarray) -> tuple[gs.Tensor, Grid, tuple[int, ...] | None]:
+    def _product(
+        self, node: gs.Node, raw: np.ndarray, switched: SwitchedWeights | None
+    ) -> tuple[gs.Tensor, Grid, tuple[int, ...] | None]:
         """The accumulators (int32, channels last), the grid of the activations, and how to get the original layout."""
         name = original_name(self.ctx, node)
         x = node.inputs[0]
@@ -222,9 +239,11 @@ class _Lowering:
             size, kernel = static_shape(x)[2:], raw.shape[2:]
             own = window(node, size, kernel)
             weight = add_constant(self.ctx, f"{name}/raw", np.moveaxis(raw, 1, -1).astype(np.int8))
+            more = [] if switched is None else [self._shift(switched, node)]
             accumulator = self._own(
-                "IntegerConv", [codes, weight], node, group=int(node.attrs.get("group", 1)), strides=list(own.strides),
-                dilations=list(own.dilations), pads=list(own.pads),
+                "SwitchedConv" if more else "IntegerConv", [codes, weight, *more], node,
+                group=int(node.attrs.get("group", 1)), strides=list(own.strides), dilations=list(own.dilations),
+                pads=list(own.pads),
             )  # fmt: skip
             return accumulator, grid, (0, 3, 1, 2)
         if raw.ndim != 2 or node.attrs.get("transA", 0):
@@ -232,7 +251,19 @@ class _Lowering:
         codes, grid = self._codes(x, False, node)
         rows = raw if node.attrs.get("transB", 0) else raw.T
         weight = add_constant(self.ctx, f"{name}/raw", np.ascontiguousarray(rows).astype(np.int8))
-        return self._own("IntegerGemm", [codes, weight], node), grid, None
+        more = [] if switched is None else [self._shift(switched, node)]
+        return self._own("SwitchedGemm" if more else "IntegerGemm", [codes, weight, *more], node), grid, None
+
+    def _shift(self, switched: SwitchedWeights, node: gs.Node) -> gs.Tensor:
+        """k in int32."""
+        if np.dtype(switched.shift.dtype) == np.int32:
+            return switched.shift
+        if id(switched.shift) not in self.shifts:
+            self.shifts[id(switched.shift)] = add_node(
+                self.graph, self.ctx, "Cast", [switched.shift], stands_for=node, to=_INT32,
+                shape=static_shape(switched.shift), dtype=np.int32,
+            )  # fmt: skip
+        return self.shifts[id(switched.shift)]
 
     def _bias(self, node: gs.Node) -> tuple[tuple[np.ndarray, int] | None, np.ndarray | None]:
         """What a layer adds to each channel: (raw, fraction), or a float bias that a Conv adds to its finished sum."""

@@ -130,7 +130,8 @@ SYSTEM = System(
     build=Net,
     inputs=inputs,
     packed_layers=7,
-    steps=120,
+    steps=150,
+    learning_rate=1e-2,
     shapes=(
         Shape(
             "FracBNN, CIFAR-10 shape",

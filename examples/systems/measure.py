@@ -108,7 +108,9 @@ class Run:
         if self.system.task == "mnist":
             images, labels = mnist("test")
             values = torch.stack([prepared(self.system, image[None]) for image in images[:count]])
-            return {names[0]: values.numpy(), "labels": labels[:count].numpy()}
+            others = dict(zip(names[1:], self.system.inputs()[1:], strict=True))  # the same for every image
+            repeated = {name: torch.stack([value] * count).numpy() for name, value in others.items()}
+            return {names[0]: values.numpy(), **repeated, "labels": labels[:count].numpy()}
         samples = variants(self.system.inputs(), count)
         return {name: torch.stack([sample[index] for sample in samples]).numpy() for index, name in enumerate(names)}
 
