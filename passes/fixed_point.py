@@ -2,81 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..opset import DOMAIN
-from ..opset._fixed import Overflow, Rounding
 from ..opset.integer import MOST_TERMS
+from .attention_codes import read_log_levels
 from .base import Context, Pass, Status, add_constant, add_node, constant, producer, static_shape
 from .binary_layer import gemm_extras
-from .chain import original_name, per_channel
+from .chain import original_name
 from .graph import dead_nodes, remove_node
 from .grid import EXACT, Grid, Quantizer, fixed_type, raw_constant, read_quantizer
+from .raw_values import FLOAT, INT32, FixedPointError, Form, RawGraph, byte_type
 from .switched_weights import SwitchedWeights, read_switched
 from .windows import window
 
-_FLOAT, _INT32 = 1, 6
 _FEW_LEVELS = 16
 """Layers whose activations and weights both have at most so many levels are for bit planes."""
 _BINARY_LEVELS = 3
 """Weights with at most so many levels are signs or ternary: other passes pack them in fewer bits."""
-
-
-class FixedPointError(ValueError):
-    """Why a tensor cannot be computed on raw values."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """A tensor as ``(Σ term · mul + add) · 2^-fraction``, in integers, channels last.
-
-    ``terms``: int8, uint8 or int32 tensors with a multiplier each; multipliers, ``add``, ``low`` and ``high`` (of the
-    raw value) are int64 ``[]`` or ``[C]``. ``first``: the original has its channels on axis 1 of four.
-    """
-
-    terms: tuple[tuple[gs.Tensor, np.ndarray], ...]
-    add: np.ndarray
-    fraction: int
-    low: np.ndarray
-    high: np.ndarray
-    first: bool
-
-    def __post_init__(self) -> None:
-        if self.reach >= EXACT:
-            raise FixedPointError(f"its raw values reach {self.reach}: float32 is exact below 2^24 only")
-
-    @property
-    def reach(self) -> int:
-        """Largest magnitude of the raw value."""
-        return int(max(np.abs(self.low).max(), np.abs(self.high).max()))
-
-    def times(self, factor: np.ndarray, fraction: int) -> Form:
-        """The form times ``factor · 2^-fraction``."""
-        ends = (self.low * factor, self.high * factor)
-        return Form(
-            tuple((term, mul * factor) for term, mul in self.terms), self.add * factor, self.fraction + fraction,
-            np.minimum(*ends), np.maximum(*ends), self.first,
-        )  # fmt: skip
-
-    def at(self, fraction: int) -> Form:
-        """The same values with more fraction bits."""
-        return self.times(np.int64(1 << (fraction - self.fraction)), fraction - self.fraction)
-
-    def plus(self, other: Form) -> Form:
-        """The sum of two tensors of the same shape."""
-        fraction = max(self.fraction, other.fraction)
-        a, b = self.at(fraction), other.at(fraction)
-        return Form(a.terms + b.terms, a.add + b.add, fraction, a.low + b.low, a.high + b.high, a.first)
-
-    def shifted(self, addend: np.ndarray, fraction: int) -> Form:
-        """The form plus ``addend · 2^-fraction``."""
-        common = max(self.fraction, fraction)
-        a, more = self.at(common), addend << (common - fraction)
-        return Form(a.terms, a.add + more, common, a.low + more, a.high + more, a.first)
 
 
 class FixedPoint(Pass):
@@ -98,6 +43,10 @@ class FixedPoint(Pass):
     ``SwitchedGemm`` do so from one stored int8 tensor. A quantizer without scales (f = 0) is any quantizer's codes, so
     that integer layers with real-valued scales behind them are packed as well.
 
+    A MatMul of two computed tensors, both quantizers' results, becomes ``IntegerMatMul``. Where the left one holds powers of
+    two of quantized logarithms of a Softmax (``attention_codes``), it becomes comparisons and shifts: ``StepCode`` and
+    ``ShiftMatMul``.
+
     Left to other passes: layers with 16 levels at most on both sides (bit planes), and weights of three levels at most.
     A tensor that something else reads in float is computed from its integer (exact again).
     """
@@ -115,14 +64,8 @@ class FixedPoint(Pass):
         return changed
 
 
-class _Lowering:
-    def __init__(self, graph: gs.Graph, ctx: Context) -> None:
-        self.graph, self.ctx = graph, ctx
-        self.forms: dict[int, Form | str] = {}
-        self.quantizers: dict[int, Quantizer] = {}
-        self.keep: list[gs.Tensor] = []
-        self.noted: list[gs.Node] = []
-        self.shifts: dict[int, gs.Tensor] = {}
+class _Lowering(RawGraph):
+    """One run of the pass."""
 
     def run(self) -> bool:
         nodes = list(self.graph.nodes)
@@ -143,10 +86,80 @@ class _Lowering:
                 changed = self._requantize(self.quantizers[id(node.outputs[0])]) or changed
         return changed
 
-    # Layers
+    def _pair(self, node: gs.Node) -> bool:
+        """A MatMul of two computed tensors: of raw values, or of powers of two and raw values."""
+        a, b = node.inputs
+        right = self._origin(b)
+        if right is None or not right.fits_byte or static_shape(a)[:-2] != static_shape(b)[:-2]:
+            return False
+        left = self._origin(a)
+        levels = read_log_levels(a, self.quantizers, self.ctx.opset) if left is None else None
+        terms = static_shape(a)[-1]
+        name = original_name(self.ctx, node)
+        if isinstance(levels, str):
+            return self._refuse(node, levels)
+        if levels is not None:
+            most, fraction = int(levels.row_sum * right.reach) + 1, levels.top + right.fraction
+            fits = (terms * 255) << max(levels.shifts) < 1 << 31
+        elif left is not None and left.fits_byte:
+            most, fraction, fits = terms * left.reach * right.reach, left.fraction + right.fraction, terms <= 1 << 15
+        else:
+            return False
+        if most >= EXACT or not fits:
+            return self._refuse(node, f"a sum may reach {most}: float32 is exact below 2^24 only")
+        codes = self._on_grid(b, right, node)
+        if levels is not None:
+            key = (id(levels.source), levels.threshold.tobytes())
+            if key not in self.steps:  # two products may share their codes, with other levels
+                limits = add_constant(self.ctx, f"{name}/threshold", levels.threshold)
+                self.steps[key] = self._own("StepCode", [levels.source, limits], node)
+            step = self.steps[key]
+            value = self._own("ShiftMatMul", [step, codes], node, shifts=list(levels.shifts))
+            self.ctx.note(node, Status.PACKED, f"shifts: {len(levels.shifts)} powers of two times integers {right}")
+            for part in levels.nodes:
+                self.ctx.note(
+                    part, Status.FUSED, f"codes of '{name}' by comparison: {len(levels.threshold)} thresholds"
+                )
+        else:
+            assert left is not None
+            value = self._own("IntegerMatMul", [self._on_grid(a, left, node), codes], node)
+            self.ctx.note(node, Status.PACKED, f"integers: {left} times {right}, both computed")
+        output, shape = node.outputs[0], static_shape(value)
+        node.inputs.clear()
+        last = None if fraction else output
+        value = add_node(
+            self.graph,
+            self.ctx,
+            "Cast",
+            [value],
+            stands_for=node,
+            to=FLOAT,
+            shape=shape,
+            dtype=np.float32,
+            output=last,
+        )
+        if fraction:
+            factor = add_constant(self.ctx, f"{name}/step", np.array(2.0**-fraction, np.float32))
+            add_node(
+                self.graph,
+                self.ctx,
+                "Mul",
+                [value, factor],
+                stands_for=node,
+                shape=shape,
+                dtype=np.float32,
+                output=output,
+            )
+        return True
 
     def _layer(self, node: gs.Node) -> bool:
         """Lower a layer. False, with the reason noted, where it is not one on raw values."""
+        if (
+            node.op == "MatMul"
+            and all(constant(x) is None for x in node.inputs)
+            and read_switched(node.inputs[1]) is None
+        ):
+            return self._pair(node)
         source = self._origin(node.inputs[0])
         if source is None:
             return False  # nothing to do with fixed point
@@ -210,19 +223,6 @@ class _Lowering:
             )
         return True
 
-    def _origin(self, tensor: gs.Tensor) -> Grid | None:
-        """The grid of a layer's activations, or None if they come from no quantizer."""
-        form = self.forms.get(id(tensor))
-        if isinstance(form, Form):
-            return Grid(form.fraction, int(np.min(form.low)), int(np.max(form.high)))
-        quantizer = self.quantizers.get(id(tensor))
-        if quantizer is not None:
-            return quantizer.grid
-        node = producer(tensor)
-        if node is not None and not node.domain and node.op in ("MaxPool", "Relu", "Flatten", "Reshape", "Transpose"):
-            return self._origin(node.inputs[0])
-        return None
-
     def _product(
         self, node: gs.Node, raw: np.ndarray, switched: SwitchedWeights | None
     ) -> tuple[gs.Tensor, Grid, tuple[int, ...] | None]:
@@ -260,7 +260,7 @@ class _Lowering:
             return switched.shift
         if id(switched.shift) not in self.shifts:
             self.shifts[id(switched.shift)] = add_node(
-                self.graph, self.ctx, "Cast", [switched.shift], stands_for=node, to=_INT32,
+                self.graph, self.ctx, "Cast", [switched.shift], stands_for=node, to=INT32,
                 shape=static_shape(switched.shift), dtype=np.int32,
             )  # fmt: skip
         return self.shifts[id(switched.shift)]
@@ -285,138 +285,6 @@ class _Lowering:
         if node.op != "Conv":  # a Gemm adds its bias to a part of a long sum, and rounds
             raise FixedPointError("its bias is on no fixed-point grid")
         return None, value
-
-    def _refuse(self, node: gs.Node, reason: str) -> bool:
-        self.ctx.note(node, Status.FLOAT, f"not in fixed point: {reason}")
-        return False
-
-    # Activations
-
-    def _codes(self, tensor: gs.Tensor, first: bool, reader: gs.Node) -> tuple[gs.Tensor, Grid]:
-        """``tensor`` as 8-bit raw values: channels last where ``first`` says that its channels are on axis 1."""
-        form = self.forms.get(id(tensor))
-        if isinstance(form, Form) and form.first == first:
-            grid = Grid(form.fraction, int(np.min(form.low)), int(np.max(form.high)))
-            (term, mul), *more = form.terms
-            if not more and np.all(mul == 1) and not np.any(form.add) and np.dtype(term.dtype).itemsize == 1:
-                return term, grid
-        grid_or_none = self._origin(tensor)
-        if grid_or_none is None or not grid_or_none.fits_byte:
-            raise FixedPointError(f"its activations {grid_or_none} do not fit 8 bits")
-        grid = grid_or_none
-        moved = self._moved(tensor, first, reader)
-        if moved is not None:
-            return moved, grid
-        return self._quantized(tensor, grid, first, reader), grid
-
-    def _quantized(self, tensor: gs.Tensor, grid: Grid, first: bool, reader: gs.Node) -> gs.Tensor:
-        """Raw values of a float tensor that is on ``grid``: of what its quantizer reads, where that is as exact."""
-        quantizer = self.quantizers.get(id(tensor))
-        kind = fixed_type(grid.low, grid.high)
-        source, rounding, overflow = tensor, Rounding.RND_CONV, Overflow.SAT
-        width = max(grid.high.bit_length(), (-grid.low - 1).bit_length()) + (grid.low < 0)
-        if quantizer is not None and kind is not None and not quantizer.half:
-            source, rounding, (width, _, overflow) = quantizer.source, quantizer.rounding, kind
-        if quantizer is not None:
-            self._absorb(quantizer, "fixed-point activations")
-        codes = self._own(
-            "FixedQuantize", [source], reader, fraction=grid.fraction, width=max(width, 1), signed=int(grid.low < 0),
-            rounding=int(rounding), overflow=int(overflow), to=_byte(grid) if grid.fits_byte else _INT32,
-        )  # fmt: skip
-        shape = static_shape(codes)
-        if first:
-            codes = add_node(
-                self.graph, self.ctx, "Transpose", [codes], stands_for=reader, perm=[0, 2, 3, 1],
-                shape=[shape[i] for i in (0, 2, 3, 1)], dtype=codes.dtype,
-            )  # fmt: skip
-        none = np.int64(0)
-        known = Form(((codes, np.int64(1)),), none, grid.fraction, np.int64(grid.low), np.int64(grid.high), first)
-        self._store(tensor, known)
-        return codes
-
-    def _moved(self, tensor: gs.Tensor, first: bool, reader: gs.Node) -> gs.Tensor | None:
-        """Raw values of a flattened feature map: the reshape done on 8-bit integers."""
-        node = producer(tensor)
-        if first or node is None or node.domain or node.op not in ("Flatten", "Reshape"):
-            return None
-        inner = self.forms.get(id(node.inputs[0]))
-        if not isinstance(inner, Form) or not inner.first:
-            return None
-        codes, _ = self._codes(node.inputs[0], True, reader)
-        shape = static_shape(codes)
-        channels_first = add_node(
-            self.graph, self.ctx, "Transpose", [codes], stands_for=node, perm=[0, 3, 1, 2],
-            shape=[shape[i] for i in (0, 3, 1, 2)], dtype=codes.dtype,
-        )  # fmt: skip
-        target = static_shape(tensor)
-        to = add_constant(self.ctx, f"{original_name(self.ctx, node)}/shape", np.array(target, np.int64))
-        self.ctx.note(node, Status.FUSED, "moves 8-bit integers, not floats")
-        return add_node(
-            self.graph, self.ctx, "Reshape", [channels_first, to], stands_for=node, shape=target, dtype=codes.dtype
-        )
-
-    # What follows a layer
-
-    def _form(self, tensor: gs.Tensor) -> Form:
-        """``tensor`` on raw values. Raises ``FixedPointError`` with the reason where it cannot be."""
-        if id(tensor) not in self.forms:
-            try:
-                self._store(tensor, self._find_form(tensor))
-            except FixedPointError as error:
-                self.forms[id(tensor)] = str(error)
-                self.keep.append(tensor)
-        found = self.forms[id(tensor)]
-        if isinstance(found, str):
-            raise FixedPointError(found)
-        return found
-
-    def _find_form(self, tensor: gs.Tensor) -> Form:
-        node, quantizer = producer(tensor), self.quantizers.get(id(tensor))
-        if quantizer is not None and node is not None:
-            self._quantized(tensor, quantizer.grid, len(static_shape(tensor)) == 4, node)
-            known = self.forms[id(tensor)]
-            assert isinstance(known, Form)
-            return known
-        if node is None or node.domain or node.op not in ("Add", "Sub", "Mul", "Relu"):
-            raise FixedPointError(f"'{tensor.name}' is computed in float")
-        shape = static_shape(tensor)
-        if node.op == "Relu":
-            form = self._form(node.inputs[0])
-            zero = np.int64(0)
-            value = self._integers(form, node)
-            least = add_constant(self.ctx, f"{original_name(self.ctx, node)}/zero", np.zeros((), np.int32))
-            positive = add_node(
-                self.graph, self.ctx, "Max", [value, least], stands_for=node, shape=static_shape(value), dtype=np.int32
-            )
-            ends = np.maximum(form.low, 0), np.maximum(form.high, 0)
-            return Form(((positive, np.int64(1)),), zero, form.fraction, *ends, form.first)
-        values = [constant(x) for x in node.inputs]
-        live = [x for x, value in zip(node.inputs, values, strict=True) if value is None]
-        if any(static_shape(x) != shape for x in live):
-            raise FixedPointError(f"{node.op} '{node.name}' broadcasts")
-        if len(live) == 2:
-            if node.op == "Mul":
-                raise FixedPointError(f"Mul '{node.name}' multiplies two computed tensors")
-            first, second = (self._form(x) for x in live)
-            if first.first != second.first:
-                raise FixedPointError(f"{node.op} '{node.name}' joins two layouts")
-            return first.plus(second if node.op == "Add" else second.times(np.int64(-1), 0))
-        form = self._form(live[0])
-        value = next(value for value in values if value is not None)
-        each = per_channel(value, shape, 1 if form.first else len(shape) - 1)
-        found = None if each is None else raw_constant(each)
-        if found is None:
-            raise FixedPointError(f"the constant of {node.op} '{node.name}' is on no fixed-point grid")
-        raw, fraction = found
-        if node.op == "Mul":
-            return form.times(raw, fraction)
-        if node.op == "Add":
-            return form.shifted(raw, fraction)
-        return (
-            form.shifted(-raw, fraction)
-            if values[1] is not None
-            else form.times(np.int64(-1), 0).shifted(raw, fraction)
-        )
 
     def _requantize(self, quantizer: Quantizer) -> bool:
         """A quantizer of raw values → ``FixedRescale``."""
@@ -458,7 +326,7 @@ class _Lowering:
         ]
         codes = self._own(
             "FixedRescale", [value, *constants], end, shift=shift, width=width, signed=int(signed),
-            rounding=int(quantizer.rounding), overflow=int(overflow), to=_byte(grid) if grid.fits_byte else _INT32,
+            rounding=int(quantizer.rounding), overflow=int(overflow), to=byte_type(grid) if grid.fits_byte else INT32,
         )  # fmt: skip
         known = Form(
             ((codes, np.int64(1)),), np.int64(0), grid.fraction, np.int64(grid.low), np.int64(grid.high), form.first
@@ -502,92 +370,3 @@ class _Lowering:
         self.ctx.note(node, Status.FUSED, f"exact on raw values, in the rescale of '{name}'")
         for x in node.inputs:
             self._note_between(x, name)
-
-    def _absorb(self, quantizer: Quantizer, how: str) -> None:
-        for node in quantizer.nodes:
-            self.ctx.note(node, Status.FUSED, f"{how}, {quantizer.describe()}")
-
-    # Nodes
-
-    def _own(self, op: str, inputs: list[gs.Tensor], stands_for: gs.Node, **attrs: object) -> gs.Tensor:
-        return add_node(self.graph, self.ctx, op, inputs, stands_for=stands_for, domain=DOMAIN, **attrs)
-
-    def _int32(self, term: gs.Tensor, node: gs.Node) -> gs.Tensor:
-        if np.dtype(term.dtype) == np.int32:
-            return term
-        return add_node(
-            self.graph, self.ctx, "Cast", [term], stands_for=node, to=_INT32, shape=static_shape(term), dtype=np.int32
-        )
-
-    def _sum(self, form: Form, node: gs.Node) -> gs.Tensor:
-        """Σ term · mul in int32."""
-        total = None
-        for term, mul in form.terms:
-            value, shape = self._int32(term, node), static_shape(term)
-            if np.any(mul != 1):
-                factor = add_constant(
-                    self.ctx, f"{original_name(self.ctx, node)}/mul", np.asarray(mul).astype(np.int32)
-                )
-                value = add_node(
-                    self.graph, self.ctx, "Mul", [value, factor], stands_for=node, shape=shape, dtype=np.int32
-                )
-            total = value if total is None else add_node(
-                self.graph, self.ctx, "Add", [total, value], stands_for=node, shape=shape, dtype=np.int32
-            )  # fmt: skip
-        assert total is not None
-        return total
-
-    def _integers(self, form: Form, node: gs.Node) -> gs.Tensor:
-        """The raw value in int32."""
-        value = self._sum(form, node)
-        if not np.any(form.add):
-            return value
-        more = add_constant(self.ctx, f"{original_name(self.ctx, node)}/add", np.asarray(form.add).astype(np.int32))
-        return add_node(
-            self.graph, self.ctx, "Add", [value, more], stands_for=node, shape=static_shape(value), dtype=np.int32
-        )
-
-    def _float(self, output: gs.Tensor, form: Form, node: gs.Node, bias: np.ndarray | None = None) -> None:
-        """Fill ``output`` from its raw value, for whoever reads it in float (else it is dead and goes).
-
-        ``bias``: what is added in float, a rounding of its own as in the original.
-        """
-        value = self._integers(form, node)
-        shape = static_shape(value)
-        if form.first:
-            shape = tuple(shape[i] for i in (0, 3, 1, 2))
-            value = add_node(
-                self.graph,
-                self.ctx,
-                "Transpose",
-                [value],
-                stands_for=node,
-                perm=[0, 3, 1, 2],
-                shape=shape,
-                dtype=np.int32,
-            )
-        steps: list[tuple[str, np.ndarray]] = []
-        if form.fraction:
-            steps.append(("Mul", np.array(2.0**-form.fraction, np.float32)))
-        if bias is not None:
-            steps.append(("Add", bias.reshape(1, -1, 1, 1)))
-        value = add_node(
-            self.graph, self.ctx, "Cast", [value], stands_for=node, to=_FLOAT, shape=shape, dtype=np.float32,
-            output=None if steps else output,
-        )  # fmt: skip
-        for i, (op, operand) in enumerate(steps):
-            word = "step" if op == "Mul" else "bias"
-            operands = [value, add_constant(self.ctx, f"{original_name(self.ctx, node)}/{word}", operand)]
-            value = add_node(
-                self.graph, self.ctx, op, operands, stands_for=node, shape=shape, dtype=np.float32,
-                output=output if i == len(steps) - 1 else None,
-            )  # fmt: skip
-
-    def _store(self, tensor: gs.Tensor, form: Form) -> None:
-        self.forms[id(tensor)] = form
-        self.keep.append(tensor)  # an id is only good while its tensor lives
-
-
-def _byte(grid: Grid) -> int:
-    """ONNX element type of 8-bit raw values."""
-    return 3 if grid.low < 0 or grid.high <= 127 else 2

@@ -62,6 +62,44 @@ class IntegerMatMul(Operator):
 
 
 @register
+class StepCode(Operator):
+    """How many thresholds a value reaches: ``y = #{t : x >= threshold[t]}``.
+
+    ``x``: float32, any shape, no NaN; ``threshold``: float32 ``[T]``, rising, T from 1 to 255; output: uint8. What a quantizer
+    on a logarithmic grid is: no logarithm is taken when the model runs.
+    """
+
+    name = "StepCode"
+    inputs = ("x", "threshold")
+    attributes: dict[str, type] = {}
+    body = """
+    last = Constant <value_ints = [-1]> ()
+    column = Unsqueeze (x, last)
+    reached = GreaterOrEqual (column, threshold)
+    counted = Cast <to = 6> (reached)
+    total = ReduceSum <keepdims = 0> (counted, last)
+    y = Cast <to = 2> (total)
+    """
+    kernel = "shift_product:step_code"
+
+    @classmethod
+    def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
+        """``uint8``, the shape of ``x``."""
+        x, threshold = inputs
+        if x.dtype != np.float32 or threshold.dtype != np.float32 or len(threshold.shape) != 1:
+            raise ValueError(f"x and threshold must be float32 and threshold have one axis, are {x} and {threshold}")
+        if not 0 < threshold.shape[0] < 256:
+            raise ValueError(f"{threshold.shape[0]} thresholds: 1 to 255 fit a uint8")
+        return TensorType(x.shape, np.dtype(np.uint8))
+
+    @classmethod
+    def reference(cls, inputs: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
+        """See the class."""
+        x, threshold = inputs
+        return (x[..., None] >= threshold).sum(-1).astype(np.uint8)
+
+
+@register
 class ShiftMatMul(Operator):
     """Product of powers of two with integers, by shifts: ``y = Σ b << shifts[a]``.
 

@@ -24,3 +24,8 @@ def cases(seed: int) -> Iterator[Case]:
     odd = [-1 if n % 2 else 8 - n // 2 for n in range(16)]
     yield "ShiftMatMul", {"shifts": odd}, [codes, bytes_of("int8", 1, 2, 17, 20)]
     yield "ShiftMatMul", {"shifts": [4, -1, 0]}, [bytes_of("uint8", 6, 7), bytes_of("uint8", 7, 5)]
+    limits = np.sort(np.exp2(-np.arange(15) - 0.5).astype(np.float32))
+    around = np.concatenate([limits, np.nextafter(limits, np.float32(0)), np.nextafter(limits, np.float32(9))])
+    yield "StepCode", {}, [np.concatenate([around, np.array([0, -0.0, 1, 1e-40], np.float32)]), limits]
+    yield "StepCode", {}, [rng.random((1, 2, 33, 33)).astype(np.float32), np.linspace(0, 1, 255, dtype=np.float32)]
+    yield "StepCode", {}, [rng.standard_normal((3, 5)).astype(np.float32), np.array([0], np.float32)]

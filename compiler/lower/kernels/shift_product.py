@@ -13,7 +13,22 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
-from .common import Expr, Flat, Function, broadcast, cast, function, number, outer_loop, scratch, tile_start, tiles
+from .common import (
+    Expr,
+    Flat,
+    Function,
+    broadcast,
+    cast,
+    constant_input,
+    elements,
+    function,
+    number,
+    outer_loop,
+    scratch,
+    tile_start,
+    tiles,
+)
+from .fixed import along
 
 VECTOR = 16
 _Term = Callable[[Expr, Expr, int], Expr]
@@ -77,3 +92,24 @@ def shift_matmul(call: KernelCall) -> Kernel:
         return term_of
 
     return _make(call, prepare)
+
+
+def step_code(call: KernelCall) -> Kernel:
+    """``StepCode``: one comparison a threshold."""
+    threshold = constant_input(call, 1, "the threshold")
+    widest = 1 if call.target.arch == "arm" else VECTOR  # NEON of 32-bit Arm takes denormals for zero
+    with function(call) as fn:
+        data, limits, out = fn.input(0), fn.constant("threshold", threshold), fn.output()
+
+        def emit(start: Expr, lanes: int) -> None:
+            value = T.Bind(data.load(start, lanes))
+            total = scratch(lanes, "int32")
+            total.store(0, number(0, "int32", lanes), lanes)
+            with T.serial(0, len(threshold)) as t:
+                reached = value >= broadcast(limits.load(t), lanes)
+                one, none = number(1, "int32", lanes), number(0, "int32", lanes)
+                total.store(0, total.load(0, lanes) + tirx.Select(reached, one, none), lanes)
+            out.store(start, cast(total.load(0, lanes), "uint8", lanes), lanes)
+
+        along(elements(call.inputs[0]), widest, emit)
+    return fn.kernel()
