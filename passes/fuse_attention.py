@@ -67,7 +67,9 @@ class FuseAttention(Pass):
 
 def _fuse(graph: gs.Graph, ctx: Context, node: gs.Node, shared: dict[Any, gs.Tensor]) -> bool:
     pack = producer(node.inputs[0])
-    if pack is None or pack.op != "Pack" or only_consumer(graph, pack.outputs[0]) is not node:
+    if pack is None or pack.op != "Pack":
+        return False
+    if only_consumer(graph, pack.outputs[0]) is not node:
         return False
     if list(pack.attrs["perm"]) != list(range(len(static_shape(pack.inputs[0])))):
         return False
@@ -98,7 +100,8 @@ def _fuse(graph: gs.Graph, ctx: Context, node: gs.Node, shared: dict[Any, gs.Ten
 def _scores(tensor: gs.Tensor) -> gs.Node | None:
     """The one BinaryMatMul of ``tensor``'s shape that it is computed from, if there is one."""
     shape = static_shape(tensor)
-    waiting, seen = [tensor], set()
+    waiting: list[gs.Tensor] = [tensor]
+    seen: set[int] = set()
     found: dict[int, gs.Node] = {}
     while waiting:
         node = producer(waiting.pop())
@@ -173,7 +176,8 @@ def _path(tensor: gs.Tensor, scores: gs.Node) -> list[gs.Node] | None:
 
 
 def _depends(tensor: gs.Tensor, scores: gs.Node) -> bool:
-    waiting, seen = [tensor], set()
+    waiting: list[gs.Tensor] = [tensor]
+    seen: set[int] = set()
     while waiting:
         node = producer(waiting.pop())
         if node is scores:

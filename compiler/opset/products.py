@@ -86,7 +86,7 @@ class BinaryMatMul(Operator):
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
         """``int32 [..., M, N]``."""
-        return TensorType(check_pair(cls.name, *inputs, attrs["k"]), np.dtype(np.int32))
+        return TensorType(check_pair(cls.name, inputs[0], inputs[1], attrs["k"]), np.dtype(np.int32))
 
     @classmethod
     def reference(cls, inputs: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
@@ -133,7 +133,7 @@ class AndMatMul(Operator):
     @classmethod
     def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
         """``int32 [..., M, N]``."""
-        return TensorType(check_pair(cls.name, *inputs, attrs["k"]), np.dtype(np.int32))
+        return TensorType(check_pair(cls.name, inputs[0], inputs[1], attrs["k"]), np.dtype(np.int32))
 
     @classmethod
     def reference(cls, inputs: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
