@@ -67,6 +67,23 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Levels:
+    """The quantizer that computes a tensor of the original model: ``value[number of t with (x >= threshold[t]) xor flip]``."""
+
+    tensor: str
+    """Its output."""
+    source: str
+    """The tensor x of the original model that it quantizes; empty when that is not in the model."""
+    thresholds: list[float]
+    values: list[float]
+    flip: int = 0
+    error: float = 0.0
+    """How far a value may be from the integer times the scale that is in its place."""
+    shape: list[int] = field(default_factory=list)
+    """The shape in which the packed model quantizes it, where that is not the original's (before a flattening)."""
+
+
+@dataclass(frozen=True)
 class Options:
     """Choices of the user that change what is computed. ``sign_zero``: value of sign(0); None keeps the model's own."""
 
@@ -86,6 +103,8 @@ class Context:
     """Node name → name of the torch module that it came from, where the exporter said so."""
     origins: dict[str, Origin] = field(default_factory=dict)
     """Packed tensor → what it stands for."""
+    quantizers: dict[str, Levels] = field(default_factory=dict)
+    """Output of a ``Quantize`` (or of one with other values in its place) → the quantizer that it is in the original."""
     groups: dict[str, str] = field(default_factory=dict)
     """Node → the anchor node (BinaryConv or BinaryGemm) whose kernel computes it too."""
     renamed: dict[str, str] = field(default_factory=dict)
@@ -125,6 +144,13 @@ class Context:
     def origins_json(self) -> str:
         """``origins`` as stored in the packed model's metadata."""
         return json.dumps({name: asdict(origin) for name, origin in self.origins.items()}, sort_keys=True)
+
+    def quantizers_json(self) -> str:
+        """The quantizers by the original tensor that they give, as stored in the packed model's metadata."""
+        ordered = sorted(
+            self.quantizers.values(), key=lambda item: item.error
+        )  # of several, the one with the larger error
+        return json.dumps({item.tensor: asdict(item) for item in ordered}, sort_keys=True)
 
 
 class Pass(ABC):

@@ -1,4 +1,4 @@
-"""From the operand of a binary layer back to the ``Binarize`` that made it, through operations that keep values ±1.
+"""From the operand of a layer back to the ``Binarize`` (or ``Quantize``) that made it, through operations that keep its values.
 
 A route says how to get the packed bits of a tensor: pack the input of the Binarize with some ``perm``, then pool,
 reshape or transpose the bytes. ``perm`` always brings the channel axis to the end, where bits are packed.
@@ -18,6 +18,9 @@ from ..opset import DOMAIN, packed_bytes
 from .base import constant, producer, static_shape
 from .chain import ELEMENTWISE, RESHAPES, axis_after_reshape
 from .windows import Window, max_pool_window
+
+SIGNS = frozenset({"Binarize"})
+"""What a route of bits starts from."""
 
 
 @dataclass(frozen=True)
@@ -65,23 +68,23 @@ def _bytes_shape(shape: Sequence[int], perm: Sequence[int]) -> tuple[int, ...]:
     return (*(shape[i] for i in perm[:-1]), packed_bytes(shape[perm[-1]]))
 
 
-def find_route(tensor: gs.Tensor, perm: tuple[int, ...]) -> Route | str:
-    """How to get the bits of ``tensor`` transposed by ``perm``, or why that cannot be."""
+def find_route(tensor: gs.Tensor, perm: tuple[int, ...], sources: frozenset[str] = SIGNS) -> Route | str:
+    """How to get the bits of ``tensor`` transposed by ``perm``, or why that cannot be. ``sources``: where it may start."""
     node = producer(tensor)
     if node is None:
         kind = "an input of the model" if constant(tensor) is None else "constant"
         return f"its input '{tensor.name}' is not binarized (it is {kind})"
-    if node.domain == DOMAIN and node.op == "Binarize":
+    if node.domain == DOMAIN and node.op in sources:
         if np.dtype(node.inputs[0].dtype) != np.float32:
             return f"the sign '{node.name}' is taken of {np.dtype(node.inputs[0].dtype)} values, not of float32 ones"
         return Route(node, perm)
     if node.op == "Transpose" and not node.domain:
         moved = list(node.attrs.get("perm") or range(len(perm))[::-1])
-        return find_route(node.inputs[0], tuple(moved[i] for i in perm))
+        return find_route(node.inputs[0], tuple(moved[i] for i in perm), sources)
     if node.op == "MaxPool" and not node.domain:
-        return _through_pool(node, tensor, perm)
+        return _through_pool(node, tensor, perm, sources)
     if node.op in RESHAPES and not node.domain:
-        return _through_reshape(node, tensor, perm)
+        return _through_reshape(node, tensor, perm, sources)
     return f"its input comes from {node.op} '{node.name}', not from a sign"
 
 
@@ -91,26 +94,26 @@ def _reordered(route: Route, node: gs.Node, standard: Sequence[int], perm: tuple
     return route if moved == tuple(range(len(perm))) else route.then(Step("transpose", node, moved))
 
 
-def _through_pool(node: gs.Node, tensor: gs.Tensor, perm: tuple[int, ...]) -> Route | str:
+def _through_pool(node: gs.Node, tensor: gs.Tensor, perm: tuple[int, ...], sources: frozenset[str]) -> Route | str:
     size = max_pool_window(node)
     if isinstance(size, str):
         return size
     if perm[-1] != 1:
         return f"MaxPool '{node.name}' pools along the axis that this layer sums over"
     standard = channels_last(len(perm), 1)
-    route = find_route(node.inputs[0], standard)
+    route = find_route(node.inputs[0], standard, sources)
     if isinstance(route, str):
         return route
     route = route.then(Step("pool", node, _bytes_shape(static_shape(tensor), standard), size))
     return _reordered(route, node, standard, perm)
 
 
-def _through_reshape(node: gs.Node, tensor: gs.Tensor, perm: tuple[int, ...]) -> Route | str:
+def _through_reshape(node: gs.Node, tensor: gs.Tensor, perm: tuple[int, ...], sources: frozenset[str]) -> Route | str:
     before, after = static_shape(node.inputs[0]), static_shape(tensor)
     axis = axis_after_reshape(after, perm[-1], before)
     if axis is None:
-        return _through_whole_bytes(node, perm, before, after)
-    route = find_route(node.inputs[0], channels_last(len(before), axis))
+        return _through_whole_bytes(node, perm, before, after, sources)
+    route = find_route(node.inputs[0], channels_last(len(before), axis), sources)
     if isinstance(route, str):
         return route
     standard = channels_last(len(after), perm[-1])
@@ -119,14 +122,14 @@ def _through_reshape(node: gs.Node, tensor: gs.Tensor, perm: tuple[int, ...]) ->
 
 
 def _through_whole_bytes(
-    node: gs.Node, perm: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]
+    node: gs.Node, perm: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...], sources: frozenset[str]
 ) -> Route | str:
     """A reshape that splits the channel axis, into heads say, or joins it with axes before it, at whole bytes."""
     reason = f"{node.op} '{node.name}' does not keep the channel axis of the signs"
     axis, small = perm[-1], after[perm[-1]]
     first = next((j for j in range(axis, -1, -1) if (found := _span(after, j, axis, before)) is not None), None)
     if first is not None and small % 8 == 0 and (found := _span(after, first, axis, before)) is not None:
-        route = find_route(node.inputs[0], channels_last(len(before), found))
+        route = find_route(node.inputs[0], channels_last(len(before), found), sources)
         rest = [i for i in range(len(after)) if not first <= i <= axis]
         standard = (*rest, *range(first, axis + 1))
     else:
@@ -135,7 +138,7 @@ def _through_whole_bytes(
             return reason
         low, high = joined
         rest = [i for i in range(len(before)) if not low <= i <= high]
-        route = find_route(node.inputs[0], (*rest, *range(low, high + 1)))
+        route = find_route(node.inputs[0], (*rest, *range(low, high + 1)), sources)
         standard = channels_last(len(after), axis)
     if isinstance(route, str):
         return route
@@ -174,9 +177,9 @@ def _home_axis(tensor: gs.Tensor) -> int | None:
     node = producer(tensor)
     if node is None:
         return None
-    if node.op in ("Binarize", "MaxPool"):
+    if node.op in ("Binarize", "MaxPool", "Quantize"):
         last = len(static_shape(tensor)) - 1
-        return last if node.op == "Binarize" and made_by_rows(node.inputs[0]) else min(1, last)
+        return last if node.op != "MaxPool" and made_by_rows(node.inputs[0]) else min(1, last)
     above = _home_axis(node.inputs[0]) if node.op in RESHAPES | {"Transpose"} else None
     if above is None:
         return None
@@ -185,7 +188,7 @@ def _home_axis(tensor: gs.Tensor) -> int | None:
     return axis_after_reshape(static_shape(node.inputs[0]), above, static_shape(tensor))
 
 
-def find_rows(tensor: gs.Tensor) -> Rows | str:
+def find_rows(tensor: gs.Tensor, sources: frozenset[str] = SIGNS) -> Rows | str:
     """How to get ``tensor`` ``[..., K]`` as packed rows, or why that cannot be.
 
     Where the row was flattened from a feature map, the bits come channels last: the row's elements are permuted, which
@@ -199,13 +202,13 @@ def find_rows(tensor: gs.Tensor) -> Rows | str:
     full = static_shape(source)
     splits = [j for j in range(len(full)) if int(np.prod(full[:j], dtype=np.int64)) == lead]
     if not splits:
-        route = find_route(tensor, tuple(range(len(shape))))
+        route = find_route(tensor, tuple(range(len(shape))), sources)
         return route if isinstance(route, str) else f"'{tensor.name}' is reshaped across the rows of the signs"
     split = splits[-1] if source is not tensor else len(full) - 1
     axis = _home_axis(source)
     axis = axis if axis is not None and axis >= split else len(full) - 1
     perm = channels_last(len(full), axis)
-    route = find_route(source, perm)
+    route = find_route(source, perm, sources)
     if isinstance(route, str):
         return route
     features = np.arange(int(np.prod(full[split:], dtype=np.int64))).reshape(full[split:])

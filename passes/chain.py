@@ -14,7 +14,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..golden import evaluate
-from ..opset import DOMAIN, REGISTRY, TensorType
+from ..opset import DOMAIN, REGISTRY, TensorType, unpack_bits
+from ..opset.bit_serial import weight_values
 from .base import Context, Status, constant, producer, static_shape
 
 ELEMENTWISE = frozenset({
@@ -144,6 +145,10 @@ def cast_target(node: gs.Node) -> int:
     return int(to) if isinstance(to, (int, np.integer)) else int(helper.np_dtype_to_tensor_dtype(np.dtype(to)))
 
 
+MOST_VALUES = 1 << 22
+"""Most values of an accumulator that a chain is evaluated on one by one."""
+
+
 def reachable(tensor: gs.Tensor) -> tuple[gs.Node, np.ndarray] | None:
     """The anchor of an int32 tensor and the values that it can have; None if it is not an accumulator.
 
@@ -154,6 +159,8 @@ def reachable(tensor: gs.Tensor) -> tuple[gs.Node, np.ndarray] | None:
     node = producer(tensor)
     if node is not None and is_anchor(node):
         low, high, step = _reach(node)
+        if (high - low) // step >= MOST_VALUES:
+            return None
         return node, np.arange(low, high + 1, step, dtype=np.int32)
     if node is None or node.op != "Add" or node.domain or not all(is_anchor(producer(x)) for x in node.inputs):
         return None
@@ -166,8 +173,25 @@ def reachable(tensor: gs.Tensor) -> tuple[gs.Node, np.ndarray] | None:
 
 def _reach(anchor: gs.Node) -> tuple[int, int, int]:
     """Lowest and highest accumulator of an anchor, and the distance between neighbouring values."""
+    if anchor.op.startswith("BitSerial"):
+        return (*serial_range(anchor), 1)
     types = [TensorType(static_shape(tensor), np.dtype(tensor.dtype)) for tensor in anchor.inputs]
     return REGISTRY[anchor.op].reach(types, anchor.attrs)
+
+
+def serial_range(anchor: gs.Node) -> tuple[int, int]:
+    """Smallest and largest value that the accumulator of a ``BitSerialConv`` or ``BitSerialGemm`` can have in any channel."""
+    attrs = anchor.attrs
+    planes = np.asarray(constant(anchor.inputs[1]))
+    counted = attrs["k"] if anchor.op == "BitSerialGemm" else attrs["channels"] // attrs["group"]
+    bits = unpack_bits(planes, 8 * planes.shape[-1] if anchor.op == "BitSerialGemm" else counted)
+    weights = weight_values(bits, attrs).reshape(bits.shape[1], -1)
+    coeffs = np.asarray(attrs["x_coeffs"], np.int64)
+    low, high = coeffs[coeffs < 0].sum() + attrs["x_offset"], coeffs[coeffs > 0].sum() + attrs["x_offset"]
+    if anchor.op == "BitSerialConv" and any(attrs["pads"]):
+        low, high = min(low, 0), max(high, 0)
+    rising, falling = np.maximum(weights, 0).sum(1), np.minimum(weights, 0).sum(1)
+    return int((rising * low + falling * high).min()), int((rising * high + falling * low).max())
 
 
 def trace_chain(tensor: gs.Tensor) -> Chain | str:

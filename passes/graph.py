@@ -19,7 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from .. import golden
 from ..errors import ModelError, PassError
 from ..opset import DOMAIN, IR_VERSION, VERSION, functions
-from .base import Context, Options, Origin, is_output, replace_uses
+from .base import Context, Levels, Options, Origin, is_output, replace_uses
 
 _OWN_KEYS = ("xnorc.source", "xnorc.group", "xnorc.for")
 _PRIVATE_KEYS = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
@@ -71,6 +71,8 @@ def import_graph(model: onnx.ModelProto, options: Options | None = None) -> tupl
         ctx.metadata[node.name] = {key: value for key, value in props.items() if key not in _OWN_KEYS + _PRIVATE_KEYS}
     for name, origin in json.loads(ctx.model_metadata.get("xnorc.origins", "{}")).items():
         ctx.origins[name] = Origin(**origin)
+    for name, levels in json.loads(ctx.model_metadata.get("xnorc.levels", "{}")).items():
+        ctx.quantizers[name] = Levels(**levels)
     for inner in [graph, *graph.subgraphs(recursive=True)]:
         ctx.taken |= {node.name for node in inner.nodes} | set(inner.tensors())
     return graph, ctx
@@ -106,6 +108,8 @@ def export_graph(graph: gs.Graph, ctx: Context) -> onnx.ModelProto:
     metadata = dict(ctx.model_metadata)
     if own or ctx.origins:
         metadata["xnorc.origins"] = ctx.origins_json()
+        if ctx.quantizers:
+            metadata["xnorc.levels"] = ctx.quantizers_json()
         zero = ctx.options.sign_zero
         if zero is not None or "xnorc.sign_zero" not in metadata:
             metadata["xnorc.sign_zero"] = "model" if zero is None else f"{zero:+d}"

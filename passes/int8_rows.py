@@ -60,7 +60,7 @@ class Int8Rows(Pass):
     """See the module."""
 
     name: ClassVar[str] = "int8_rows"
-    requires: ClassVar[tuple[str, ...]] = ("pack",)
+    requires: ClassVar[tuple[str, ...]] = ("fold_constants",)
     exact: ClassVar[bool] = False
 
     def run(self, graph: gs.Graph, ctx: Context) -> bool:

@@ -28,6 +28,8 @@ PASSES = (
     "recognise_sign",
     "clean",
     "fixed_point",
+    "int8_rows",
+    "recognise_levels",
     "binary_weights",
     "sink_affine",
     "fold_affine",
@@ -40,9 +42,10 @@ PASSES = (
     "pack",
     "pack_products",
     "bit_float",
-    "int8_rows",
     "pack_sign_sums",
     "fuse_attention",
+    "level_weights",
+    "pack_levels",
     "low_bit",
     "gate",
     "fuse_threshold",
@@ -52,6 +55,9 @@ PASSES = (
     "verify",
 )
 """Names of the passes in the order in which they run; each is a file of this package."""
+
+_FLOAT_OPERATORS = ("Binarize", "Quantize")
+"""Operators of ``ai.xnorc`` that compute float tensors of few values: canonical forms, not packed ones."""
 
 FLOAT_TOLERANCE = 1e-4
 """Allowed difference after a pass that rounds differently, as a part of the largest magnitude of the tensor. A
@@ -167,7 +173,7 @@ def _finish_records(graph: gs.Graph, ctx: Context) -> None:
             ctx.note(name, Status.FLOAT, "an operator on floats")
         elif made[name]:
             ops = ", ".join(dict.fromkeys(node.op for node in made[name]))
-            packed = any(node.domain == DOMAIN and node.op != "Binarize" for node in made[name])
+            packed = any(node.domain == DOMAIN and node.op not in _FLOAT_OPERATORS for node in made[name])
             ctx.note(name, Status.PACKED if packed else Status.FLOAT, f"computed as {ops}")
         else:
             ctx.note(name, Status.REMOVED, "no output of the packed model needs it")
@@ -229,7 +235,7 @@ def _differ(name: str, old: np.ndarray, new: np.ndarray, tolerance: float) -> No
 
 
 def _cut_signs(model: onnx.ModelProto, known: set[str]) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """``model`` with every Binarize cut off on both sides, where its tensors are ``known`` from before.
+    """``model`` with every Binarize and Quantize cut off on both sides, where its tensors are ``known`` from before.
 
     Its input is read from a model input ``<x>/given``, its readers read a model input, and both its input as computed
     and its result (``<y>/sign``) are outputs. Returns also what those stand for.
@@ -241,7 +247,7 @@ def _cut_signs(model: onnx.ModelProto, known: set[str]) -> tuple[onnx.ModelProto
     pairs: dict[str, str] = {}
     outputs = [out.name for out in model.graph.output if out.name in known]
     for node in cut.graph.node:
-        if node.domain != DOMAIN or node.op_type != "Binarize" or node.output[0] not in known:
+        if node.domain != DOMAIN or node.op_type not in _FLOAT_OPERATORS or node.output[0] not in known:
             continue
         x, y = node.input[0], node.output[0]
         for name, renamed in ((x, f"{x}/given"), (y, y)):

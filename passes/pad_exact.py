@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from ..opset import DOMAIN
 from .base import Context, Pass, Status, add_constant, add_node, consumers, producer, static_shape
-from .bit_route import Route, channels_last, find_route
+from .bit_route import SIGNS, Route, channels_last, find_route
 from .chain import absorbed
 from .graph import dead_nodes, remove_node
 from .windows import ConstantPad, constant_pad, window
@@ -24,6 +24,8 @@ class PadExact(Pass):
       MaxPool, Transpose and reshapes on their way. A Pad with several readers stays for those that are no Conv.
     * ``Conv(Pad(bits, ±1))`` stays as it is: a Conv cannot say it. ``pack`` looks through it and sets the ``pad_value``
       of the BinaryConv.
+
+    Zeros around the levels of a quantizer (``Quantize``) join the Conv in the same way.
 
     It does not fire, and says so, for other modes (reflect, edge, wrap), for other values after a sign (such a position
     is no bit), for negative amounts (crops), for padded channels, and for ±1 before a Conv that pads zeros itself.
@@ -65,7 +67,7 @@ class PadExact(Pass):
             return False
         source = pad.inputs[0]
         rank = len(static_shape(source))
-        if not isinstance(find_route(source, channels_last(rank, 1)), Route):
+        if not isinstance(find_route(source, channels_last(rank, 1), SIGNS | {"Quantize"}), Route):
             return False
         amounts = constant_pad(pad)
         refusal = amounts if isinstance(amounts, str) else self._refusal(pad, conv, amounts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx
@@ -30,8 +31,12 @@ def is_binarize(tensor: gs.Tensor) -> bool:
     return node is not None and node.domain == DOMAIN and node.op == "Binarize"
 
 
-def match_residue(node: gs.Node) -> SameAs | None:
-    """The forms of a straight-through estimator whose parts cancel: what is left is the sign."""
+def match_residue(node: gs.Node, like: Callable[[gs.Tensor], bool] | None = None) -> SameAs | None:
+    """The forms of a straight-through estimator whose parts cancel: what is left is the sign.
+
+    ``like``: what counts as the sign; default: a ``Binarize``, or one times a scale.
+    """
+    like = like or _is_sign_like
     if node.op not in ("Add", "Sub") or len(node.inputs) != 2:
         return None
     reason = "straight-through residue: (s − y) + y is the sign s"
@@ -42,15 +47,15 @@ def match_residue(node: gs.Node) -> SameAs | None:
         inner = producer(first)
         if inner is not None and not inner.domain and len(inner.inputs) == 2:
             a, b = inner.inputs
-            if node.op == "Add" and inner.op == "Sub" and _same(b, second) and _is_sign_like(a):
+            if node.op == "Add" and inner.op == "Sub" and _same(b, second) and like(a):
                 return _if_same_shape(node, SameAs(a, reason, [inner]))
             if node.op == "Sub" and inner.op == "Add":
                 for sign, other in ((a, b), (b, a)):
-                    if _same(other, second) and _is_sign_like(sign):
+                    if _same(other, second) and like(sign):
                         return _if_same_shape(node, SameAs(sign, reason, [inner]))
         nothing = producer(second)
         cancels = nothing is not None and nothing.op == "Sub" and not nothing.domain and _same(*nothing.inputs)
-        if nothing is not None and cancels and _is_sign_like(first):
+        if nothing is not None and cancels and like(first):
             return _if_same_shape(node, SameAs(first, "straight-through residue: s ± (y − y) is s", [nothing]))
     return None
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..opset import REGISTRY, pack_bits, unpack_bits
 from ..opset._codes import convolution
+from ..opset.levels import level_index
 from .bound_rules import FLUSH, Error, gamma
 
 
@@ -50,6 +51,39 @@ def _binarize(use: Use) -> Bound:
     if not np.any(use.errors[0]):
         return Bound()
     return Bound(error=np.where(np.abs(use.inputs[0]) <= 2 * np.asarray(use.errors[0]), 1.0, 0.0))
+
+
+def _levels(use: Use, x: np.ndarray, error: Error) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and highest level of what lies within ``2 error`` of ``x``, whose channels are last."""
+    threshold, flip = use.inputs[1].astype(np.float64), use.inputs[2]
+    ends = [level_index(x + shift * np.asarray(error), threshold, flip) for shift in (-2, 2)]
+    return np.minimum(*ends), np.maximum(*ends)
+
+
+def _quantize(use: Use) -> Bound:
+    if not np.any(use.errors[0]):
+        return Bound()
+    axis, value = use.attrs["axis"], use.inputs[3].astype(np.float64)
+    x = np.moveaxis(use.inputs[0].astype(np.float64), axis, -1)
+    error = np.moveaxis(np.broadcast_to(use.errors[0], use.inputs[0].shape), axis, -1)
+    low, high = _levels(use, x, error)
+    own = level_index(x, use.inputs[1].astype(np.float64), use.inputs[2])
+    moved = np.maximum(np.abs(value[high] - value[own]), np.abs(value[low] - value[own]))
+    return Bound(error=np.moveaxis(moved, -1, axis))
+
+
+def _pack_levels(use: Use) -> Bound:
+    if not np.any(use.errors[0]):
+        return Bound()
+    perm = use.attrs["perm"]
+    x = use.inputs[0].astype(np.float64).transpose(perm)
+    low, high = _levels(use, x, np.broadcast_to(use.errors[0], use.inputs[0].shape).transpose(perm))
+    codes = np.asarray(use.attrs["codes"], np.int64)
+    own = codes[level_index(x, use.inputs[1].astype(np.float64), use.inputs[2])]
+    moved = np.zeros_like(own)
+    for step in range(int((high - low).max(initial=0)) + 1):
+        moved |= codes[np.minimum(low + step, high)] ^ own
+    return Bound(mask=np.stack([pack_bits((moved >> plane) & 1) for plane in range(use.attrs["planes"])]))
 
 
 def _max_pool(use: Use) -> Bound:
@@ -141,5 +175,6 @@ RULES: dict[str, Callable[[Use], Bound]] = {
     "Pack": _pack, "Binarize": _binarize, "BinaryMaxPool": _max_pool, **dict.fromkeys(_WEIGHTED, _weighted),
     "BitFloatGemm": _bit_float, "SignMatMul": _sign_sum,
     "QuantizeRows": _quantize_rows, "TernaryGemm": _ternary,
+    "Quantize": _quantize, "PackLevels": _pack_levels,
 }  # fmt: skip
 """Operator → its rule."""

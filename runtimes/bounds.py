@@ -98,10 +98,12 @@ class Analysis:
         values: Mapping[str, np.ndarray],
         nodes: Iterable[onnx.NodeProto] | None = None,
         given: Mapping[str, Error] | None = None,
+        fixed: Mapping[str, Error] | None = None,
     ) -> tuple[dict[str, Error], dict[str, np.ndarray]]:
         """Bounds of every tensor that ``nodes`` (default: all) compute, every other tensor taken as exact.
 
-        ``values``: the tensors of one sample. ``given``: errors of constants. The second result maps packed tensors to
+        ``values``: the tensors of one sample. ``given``: errors of constants; ``fixed``: of
+        computed tensors, in place of the computed bounds. The second result maps packed tensors to
         masks of the bits that a sign within the bound of its threshold leaves open, packed like the tensor.
         """
         errors: dict[str, Error] = dict(given or {})
@@ -117,7 +119,7 @@ class Analysis:
             elif output in values and values[output].dtype.kind == "f":
                 bounds = self._standard(node, values, errors)
                 for name, bound in zip(node.output, bounds, strict=False):
-                    errors[name] = bound
+                    errors[name] = bound if fixed is None else fixed.get(name, bound)
         return errors, open_bits
 
     def reason(self, nodes: Sequence[onnx.NodeProto], values: Mapping[str, np.ndarray]) -> str:
@@ -269,7 +271,7 @@ class Analysis:
             largest.CopyFrom(node)
             largest.op_type = "ReduceMax"
             node = largest
-        return [result.astype(np.float64) for result in self._evaluate(node, arrays)]
+        return [result.astype(np.float64) for result in self.evaluate(node, arrays)]
 
     def _resized(self, node: onnx.NodeProto, inputs: Sequence[Any], e: Error, y: np.ndarray) -> Error:
         """Linear and cubic interpolation: a weighted sum in every axis that changes.
@@ -320,7 +322,7 @@ class Analysis:
         absolute = [_magnitude(value) for value in inputs]
         rounding = gamma(self._terms(node, values) + 2)
         spread = 1 + 2 * rounding  # the sum of absolute values is itself computed in float32
-        sums = self._evaluate(node, absolute, "abs")[0].astype(np.float64)
+        sums = self.evaluate(node, absolute, "abs")[0].astype(np.float64)
         exact = not any(np.any(error) for error in given)
         if exact and node.op_type in _PRODUCTS and sums.max(initial=0) < 2**24 and self._are_integers(node, inputs):
             return 0.0
@@ -331,7 +333,7 @@ class Analysis:
             for value, error in zip(inputs, given, strict=True)
         ]
         if any(np.any(error) for error in given):
-            more = self._evaluate(node, widened, "abs")[0].astype(np.float64)
+            more = self.evaluate(node, widened, "abs")[0].astype(np.float64)
             total = total + (more - sums) + 2 * rounding * spread * more
         return total
 
@@ -356,7 +358,7 @@ class Analysis:
     def _value(self, name: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
         return values[name] if name in values else self.constants[name]
 
-    def _evaluate(self, node: onnx.NodeProto, inputs: Sequence[Any], variant: str = "") -> list[np.ndarray]:
+    def evaluate(self, node: onnx.NodeProto, inputs: Sequence[Any], variant: str = "") -> list[np.ndarray]:
         """The node on other inputs. Variant ``abs``: with non-negative attributes too."""
         names = [f"x{index}" if value is not None else "" for index, value in enumerate(inputs)]
         feeds = {name: np.asarray(value) for name, value in zip(names, inputs, strict=True) if value is not None}
@@ -392,6 +394,17 @@ def weight_errors(weight: np.ndarray, axis: int) -> np.ndarray | None:
     error = np.maximum(rows - low, high - rows)
     moved = (weight.shape[axis], *np.delete(weight.shape, axis))
     return np.moveaxis(error.reshape(moved), 0, axis)
+
+
+def few_bit_errors(weight: np.ndarray, axis: int) -> np.ndarray:
+    """How far a weight of few bits may be from the scaled integers that the pass ``level_weights`` made of it.
+
+    The pass takes numbers that are at most 4 ulp from the scale times an integer, and its scale is rounded once, which is
+    at most another ulp: of the largest weight of the output channel (an index of ``axis``), to count sums of bases too.
+    """
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(axis=others, keepdims=True)
+    return np.broadcast_to(5 * np.spacing(largest).astype(np.float64), weight.shape)
 
 
 def _largest(errors: Sequence[Error]) -> Error:

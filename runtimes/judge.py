@@ -99,11 +99,13 @@ def judge_passes(references: References, golden: Golden) -> Verdict:
             flips, where = references.flips(origin, packed, golden.original)
             lost = references.lost_zeros(origin, golden.packed, golden.original)
             given = (golden.original, golden.original_errors, golden.errors)
-            is_open = references.open_bits(origin, *given, packed.shape)
+            is_open = references.open_bits(origin, *given, packed)
             if is_open is None:
                 is_open = golden.open_bits.get(tensor, np.zeros_like(packed))
             if (where & ~is_open).any():
-                text = f"{flips.flips} bits of '{tensor}' are not the signs of '{origin.tensor}' of the original model"
+                what = "bits" if origin.levels is None else "levels"
+                text = f"{flips.flips} {what} of '{tensor}' are not the {'signs' if what == 'bits' else what} of "
+                text += f"'{origin.tensor}' of the original model"
                 return Verdict(False, None, f"{text}, by a margin of up to {flips.max_margin:.3g}", tensor)
             if (lost & ~is_open).any():
                 count = int(np.bitwise_count(lost).sum())
@@ -111,6 +113,20 @@ def judge_passes(references: References, golden: Golden) -> Verdict:
             changed = int(np.bitwise_count(where | lost).sum())
             if changed:
                 return Verdict(True, _flip(changed, tensor))
+        elif tensor in references.kept_levels:
+            levels = references.kept_levels[tensor]
+            expected, found_levels = levels.of_values(golden.original[tensor]), levels.of_values(golden.packed[tensor])
+            ends = references.open_levels(levels, golden.original, golden.original_errors, golden.errors)
+            differing = expected != found_levels
+            if ends is not None:
+                beyond = differing & ((found_levels < ends[0]) | (found_levels > ends[1]))
+            else:
+                beyond = differing & ~(np.broadcast_to(golden.errors.get(tensor, 0.0), differing.shape) > 0)
+            if beyond.any():
+                text = f"{int(beyond.sum())} levels of '{tensor}' are not those of the original model"
+                return Verdict(False, None, text, tensor)
+            if differing.any():
+                return Verdict(True, _flip(int(differing.sum()), tensor))
         elif tensor in references.signs:
             expected, actual = golden.original[tensor], golden.packed[tensor]
             differing = expected != actual
@@ -147,7 +163,7 @@ def is_tie(golden: Golden, output: str, expected: int, got: int) -> bool:
 
 def _is_sign(references: References, tensor: str) -> bool:
     node: Any = references.packed.producer.get(tensor)
-    return node is not None and node.op_type in ("Binarize", "QuantizeRows")
+    return node is not None and node.op_type in ("Binarize", "Quantize", "QuantizeRows")
 
 
 def _flip(count: int, tensor: str) -> str:

@@ -12,8 +12,9 @@ import onnx
 
 from .. import golden
 from ..opset import DOMAIN, REGISTRY, pack_bits, unpack_bits
-from .bounds import VIEWS, Analysis, Error, weight_errors
+from .bounds import VIEWS, Analysis, Error, few_bit_errors, weight_errors
 from .compare import Flips, sign_flips
+from .levels import Levels, decode, level_flips, planes_of
 
 if TYPE_CHECKING:
     from ..package import Package
@@ -37,6 +38,8 @@ _IDIOM = {
     "And",
 }
 _FAR = 8
+LEVEL_OPERATORS = ("PackLevels",)
+"""Operators whose output holds levels in bit planes."""
 _WITHOUT_CHOICE = "/before xnorc's choice of sign(0)"
 """Behind the name of a tensor of the original: what it is without the user's choice."""
 
@@ -102,6 +105,9 @@ class Origin:
     """Tensors of the original that the margin is computed from; empty: the tensor itself."""
     unsigned: bool = False
     """Whether a zero of the original is a bit of 0: the lower of two levels."""
+    levels: Levels | None = None
+    """The quantizer whose levels it holds in bit planes; None: it holds signs."""
+    codes: tuple[int, ...] = ()
 
 
 class References:
@@ -123,6 +129,9 @@ class References:
         self.unknown: list[str] = []
         """Packed tensors whose original is not in the model: an older opset was converted, say."""
         found = json.loads(metadata.get("xnorc.origins", "{}"))
+        entries = json.loads(metadata.get("xnorc.levels", "{}"))
+        self.levels = {name: Levels.of(entry) for name, entry in entries.items()}
+        """Tensors of the original that a quantizer gives."""
         self.choice = metadata.get("xnorc.sign_zero", "model")
         """``model``, ``+1`` or ``-1``."""
         self.chosen: list[str] = []
@@ -138,20 +147,35 @@ class References:
             if entry["tensor"] not in self.original:
                 self.unknown.append(name)
                 continue
-            unsigned = bool(entry.get("unsigned", False))
-            before = tuple(self.original.before_sign(entry["tensor"], unsigned))
-            self.origins.append(Origin(name, entry["tensor"], entry["perm"], entry["channels"], before, unsigned))
+            self.origins.append(self._origin(name, entry))
         self.channels = {name: entry["channels"] for name, entry in found.items()}
+        self.kept_levels = {
+            name: self.levels[name] for name in self.levels if self._is_operator(self.packed, name, "Quantize")
+        }
+        """Levels that are floats in both models."""
         self.shared = [name for name in self.tensors if name in self.original.producer and name not in found]
         """Tensors that both models have under one name."""
         self.signs = {
-            name: tuple(self.original.before_sign(name)) for name in self.shared if self._is_sign(self.packed, name)
+            name: tuple(self.original.before_sign(name))
+            for name in self.shared
+            if self._is_operator(self.packed, name, "Binarize", "Sign")
         }
         """Signs that are floats in both models, and what each was taken of in the original."""
 
-    def _is_sign(self, reference: Reference, tensor: str) -> bool:
+    def _origin(self, name: str, entry: Mapping[str, Any]) -> Origin:
+        node, tensor = self.packed.producer[name], entry["tensor"]
+        fields = name, tensor, entry["perm"], entry["channels"]
+        levels = self.levels.get(tensor) if node.op_type in LEVEL_OPERATORS else None
+        if levels is None:
+            unsigned = bool(entry.get("unsigned", False))
+            return Origin(*fields, tuple(self.original.before_sign(tensor, unsigned)), unsigned)
+        codes = next(tuple(a.ints) for a in node.attribute if a.name == "codes")
+        before = (levels.source,) if levels.source in self.original else ()
+        return Origin(*fields, before, False, levels, codes)
+
+    def _is_operator(self, reference: Reference, tensor: str, *operators: str) -> bool:
         node = reference.producer.get(tensor)
-        return node is not None and node.op_type in ("Binarize", "Sign")
+        return node is not None and node.op_type in operators
 
     def _choose(self, origins: Mapping[str, Any]) -> None:
         """Make the user's choice of sign(0) in a copy of the original.
@@ -162,6 +186,8 @@ class References:
         analysis = Analysis(self.given.model, original=True)
         packed: dict[tuple[str, tuple[int, ...]], set[object]] = {}
         for name, entry in origins.items():
+            if (levels := self.levels.get(entry["tensor"])) is not None and not np.array_equal(levels.values, (-1, 1)):
+                continue  # no signs
             if (node := self.packed.producer.get(name)) is not None:
                 inputs = [self.analysis.constants.get(source) for source in node.input]
                 what = tuple(source if v is None else v.tobytes() for source, v in zip(node.input, inputs, strict=True))
@@ -223,12 +249,25 @@ class References:
         """Bounds of the tensors of the original, given ``original_tensors``; see ``bounds``."""
         if self._weight_errors is None:
             self._weight_errors = self._find_weight_errors(values)
-        return self.original_analysis.run(values, given=self._weight_errors)[0]
+        fixed = {name: self._level_error(levels, values) for name, levels in self.levels.items() if name in values}
+        return self.original_analysis.run(values, given=self._weight_errors, fixed=fixed)[0]
+
+    def _level_error(self, levels: Levels, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """How far the original's levels are from those that the packed model has in their place: no flip among them."""
+        source = values.get(levels.source)
+        return levels.distance(values[levels.tensor], None if source is None else source.astype(np.float64))
 
     def _find_weight_errors(self, values: Mapping[str, np.ndarray]) -> dict[str, Error]:
         """How far the constant weights of the original are from those that the packed model has in their place."""
         analysis, kept = self.original_analysis, self.analysis.constants
         found: dict[str, Error] = {}
+        few_bits = {
+            entry.value
+            for node in self.packed.model.graph.node
+            if node.op_type.startswith("BitSerial")
+            for entry in node.metadata_props
+            if entry.key == "xnorc.for"
+        }
         for node in analysis.nodes:
             if node.op_type not in ("Conv", "Gemm", "MatMul") or node.domain not in ("", "ai.onnx"):
                 continue
@@ -244,8 +283,12 @@ class References:
                     flag = "transB" if side else "transA"
                     transposed = any(a.name == flag and a.i for a in node.attribute)
                     axis = int(transposed) if side == 0 else int(not transposed)
-                decoded = self._decoded(node, weight, axis)
-                error = weight_errors(weight, axis) if decoded is None else np.abs(weight.astype(np.float64) - decoded)
+                if node.name in few_bits:
+                    error: np.ndarray | None = few_bit_errors(weight, axis)
+                else:
+                    decoded = self._decoded(node, weight, axis)
+                    close = weight_errors(weight, axis)
+                    error = close if decoded is None else np.abs(weight.astype(np.float64) - decoded)
                 if error is not None:
                     found[name] = np.maximum(found.get(name, 0.0), error)
         return found
@@ -273,6 +316,11 @@ class References:
 
     def flips(self, origin: Origin, packed: np.ndarray, values: Mapping[str, np.ndarray]) -> tuple[Flips, np.ndarray]:
         """Signs of ``packed`` that differ from the original's; see ``sign_flips``."""
+        if origin.levels is not None:
+            expected = self._as_planes(origin, packed, origin.levels.of_values(values[origin.tensor]))
+            source = self._before_levels(origin.levels, values)
+            margin = None if source is None else self._as_planes(origin, packed, origin.levels.margin(source))
+            return level_flips(packed, origin.codes, expected, margin)
         tensor = values[origin.tensor].astype(np.float64)
         margin = self.margin(origin.before, tensor.shape, values)
         margin = np.abs(tensor) if margin is None else margin
@@ -290,7 +338,7 @@ class References:
 
         A sign with three values is two packed tensors, `x ≥ 0` and `x > 0`; a zero is where they differ.
         """
-        if origin.unsigned:
+        if origin.unsigned or origin.levels is not None:
             return np.zeros_like(packed[origin.packed])
         shape = (*packed[origin.packed].shape[:-1], origin.channels)
         zero = np.transpose(values[origin.tensor], origin.perm).reshape(shape) == 0
@@ -338,11 +386,57 @@ class References:
         bound = np.broadcast_to(np.asarray(bound, np.float64), shape)
         return (margin <= bound) & (bound > 0)
 
+    @staticmethod
+    def _as_planes(origin: Origin, packed: np.ndarray, elements: np.ndarray) -> np.ndarray:
+        """Something of each element of the original, as the planes of ``packed`` hold them: ``[..., channels]``."""
+        if origin.levels is not None and origin.levels.shape:
+            elements = elements.reshape(origin.levels.shape)
+        return np.transpose(elements, origin.perm).reshape(*packed.shape[1:-1], origin.channels)
+
+    def _before_levels(self, levels: Levels, values: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """What the quantizer was given (float64), pooled as its output was; None where the original has no such tensor."""
+        if levels.source not in values:
+            return None
+        return self._pooled(levels, values[levels.source]).astype(np.float64)
+
+    def _pooled(self, levels: Levels, value: np.ndarray) -> np.ndarray:
+        pools: list[onnx.NodeProto] = []
+        node = self.original.producer.get(levels.tensor)
+        while node is not None and node.op_type == "MaxPool":
+            pools.append(node)
+            node = self.original.producer.get(node.input[0])
+        for pool in reversed(pools):
+            value = self.original_analysis.evaluate(pool, [value.astype(np.float32)])[0]
+        return value
+
+    def open_levels(
+        self, levels: Levels, values: Mapping[str, np.ndarray], errors: Mapping[str, Error],
+        packed_errors: Mapping[str, Error],
+    ) -> tuple[np.ndarray, np.ndarray] | None:  # fmt: skip
+        """The lowest and highest level that rounding leaves open for each element; None: not known. See ``open_signs``."""
+        x = self._before_levels(levels, values)
+        if x is None:
+            return None
+        own = np.asarray(errors.get(levels.source, 0.0))
+        floats = levels.source in self.shared and levels.source in packed_errors
+        bound = np.asarray(own + (packed_errors[levels.source] if floats else own), np.float64)
+        wide = np.broadcast_to(bound, values[levels.source].shape)
+        # Never downwards: the pooling is done in float32.
+        return levels.between(x, self._pooled(levels, wide * (1 + 2.0**-20)).astype(np.float64))
+
     def open_bits(
         self, origin: Origin, values: Mapping[str, np.ndarray], errors: Mapping[str, Error],
-        packed_errors: Mapping[str, Error], packed_shape: tuple[int, ...],
+        packed_errors: Mapping[str, Error], packed: np.ndarray,
     ) -> np.ndarray | None:  # fmt: skip
-        """``open_signs`` of an origin, packed like its tensor."""
+        """Which bits of ``packed``, an origin's tensor, rounding leaves open as they are; packed like it. None: not known."""
+        if origin.levels is not None:
+            ends = self.open_levels(origin.levels, values, errors, packed_errors)
+            if ends is None:
+                return None
+            low, high = (self._as_planes(origin, packed, end) for end in ends)
+            found = decode(packed, origin.codes, origin.channels)
+            return planes_of((low <= found) & (found <= high) & (low < high), len(packed))
+        packed_shape = packed.shape
         is_open = self.open_signs(origin.before, values, errors, packed_errors, values[origin.tensor].shape)
         if is_open is None:
             return None

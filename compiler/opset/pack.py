@@ -11,7 +11,7 @@ from .bits import pack_bits, packed_bytes, unpack_bits
 
 # ONNX Runtime's transpose optimizer is wrong about `Pad` with axes (seen in 1.31), so the bodies never use them.
 # Shared by the bodies below: a tensor of 0/1 int32 `bits` [..., C] to packed bytes `y` [..., ceil(C/8)].
-_PACK_LAST_AXIS = """
+PACK_LAST_AXIS = """
     zero = Constant <value_ints = [0]> ()
     last = Constant <value_ints = [-1]> ()
     shape = Shape (bits)
@@ -143,7 +143,7 @@ class Pack(Operator):
     outcome = Xor (compared, flip_bool)
     bits = Cast <to = 6> (outcome)
     """
-        + _PACK_LAST_AXIS
+        + PACK_LAST_AXIS
     )
     kernel = "elementwise:pack"
     packed_output = True

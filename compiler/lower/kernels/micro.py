@@ -37,6 +37,8 @@ class Tile:
     masks: Flat | None
     place: Expr
     row_bytes: int
+    common: bool = False
+    """Count the bits that both have, in place of those that differ."""
 
     @property
     def steps(self) -> int:
@@ -53,6 +55,8 @@ class Tile:
     ) -> Callable[[Expr], Expr]:
         """Loads the weights' (and masks') ``lanes`` bytes at ``offset`` once, to compare them with any pixel's bytes."""
         weight = T.Bind(read(self.weights.load(self.place + offset, lanes)))
+        if self.common:
+            return lambda x: x & weight
         mask = None if self.masks is None else T.Bind(read(self.masks.load(self.place + offset, lanes)))
         return lambda x: x ^ weight if mask is None else (x ^ weight) & mask
 

@@ -110,8 +110,8 @@ def pixels_of_tile(call: KernelCall, micro: micros.Micro) -> int:
     return max(micro.pixels, call.target.vector_bytes // 4) if call.epilogue.channels_first else micro.pixels
 
 
-def plan(call: KernelCall, product: Product, micro: micros.Micro) -> Plan:
-    """Choose block sizes."""
+def plan(call: KernelCall, product: Product, micro: micros.Micro, planes: int = 1) -> Plan:
+    """Choose block sizes. ``planes``: rows that a pixel has."""
     size = product.weights.shape[1]
     gather = product.gather
     plain = (
@@ -124,7 +124,7 @@ def plan(call: KernelCall, product: Product, micro: micros.Micro) -> Plan:
     in_place = plain and size % micro.grain == 0
     row_bytes = -(-size // micro.grain) * micro.grain
     _, lanes = tiles(product.pixels, pixels_of_tile(call, micro))
-    most = min(MOST_PIXELS, ROWS_BYTES // row_bytes)
+    most = min(MOST_PIXELS, ROWS_BYTES // (row_bytes * planes))
     threads = work(product) >= PARALLEL_WORK
     if threads:
         most = min(most, max(FEWEST_PIXELS, -(-product.images * product.pixels // TASKS)))
@@ -144,8 +144,9 @@ def work(product: Product) -> int:
 
 
 def emit_rows(product: Product, cut: Plan, source: Flat, rows: Flat, fill: Flat | None, classes: Flat | None,
-              tables: tuple[Flat, Flat] | None, image: Expr, first: Expr, count: Expr, offset: Expr) -> None:  # fmt: skip
-    """Gather ``count`` pixels from ``first`` on into ``rows``, and their border classes into ``classes``."""
+              tables: tuple[Flat, Flat] | None, image: Expr, first: Expr, count: Expr, offset: Expr,
+              start: Expr = 0) -> None:  # fmt: skip
+    """Gather ``count`` pixels from ``first`` on into ``rows`` from ``start`` on, and their border classes into ``classes``."""
     gather = product.gather
     (kh, kw), (sh, sw), (dh, dw) = gather.kernel, gather.strides, gather.dilations
     top, left, _, _ = gather.pads
@@ -155,7 +156,7 @@ def emit_rows(product: Product, cut: Plan, source: Flat, rows: Flat, fill: Flat 
         pixel = first + i
         out_row, out_column = T.Bind(pixel // gather.out_width), T.Bind(pixel % gather.out_width)
         row, column = out_row * sh - top, out_column * sw - left
-        place = i * cut.row_bytes
+        place = start + i * cut.row_bytes
 
         def position(y: Expr, x: Expr) -> Expr:
             return ((image * gather.height + y) * gather.width + x) * gather.bytes + offset
