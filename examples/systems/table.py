@@ -35,6 +35,13 @@ def read() -> dict[str, Any]:
     return json.loads(FACTS.read_text()) if FACTS.exists() else {"systems": {}, "shapes": {}}
 
 
+def put(kind: str, name: str, record: dict[str, Any]) -> None:
+    """Add to the facts as they are now: several of these programs may run, each on some systems."""
+    facts = read()
+    facts[kind][name] = record
+    write(facts)
+
+
 def write(facts: dict[str, Any]) -> None:
     """Facts and page, the systems in the order of the registry; what is no longer a system goes."""
     order = systems()
@@ -85,11 +92,11 @@ def measure(facts: dict[str, Any], options: argparse.Namespace) -> list[str]:
         start = time.perf_counter()
         if not options.only_shapes and not (options.missing and system.name in facts["systems"]):
             try:
-                record = facts["systems"][system.name] = Run(system).record()
+                record = Run(system).record()
             except Exception as error:  # one system must not keep the others from the table
                 failures.append(f"{system.name}: {type(error).__name__}: {error}")
             else:
-                write(facts)
+                put("systems", system.name, record)
                 print("\n".join(summary(record)), f"\n  ({time.perf_counter() - start:.0f} s)", flush=True)
                 if not good(record):
                     failures.append(f"{system.name}: not everything is packed and exact")
@@ -99,11 +106,11 @@ def measure(facts: dict[str, Any], options: argparse.Namespace) -> list[str]:
                 continue
             start = time.perf_counter()
             try:
-                record = facts["shapes"][where] = shape_record(system, shape)
+                record = shape_record(system, shape)
             except Exception as error:
                 failures.append(f"{where}: {type(error).__name__}: {error}")
                 continue
-            write(facts)
+            put("shapes", where, record)
             print(
                 f"{where}: {record['bytes']} {record['operations']} ({time.perf_counter() - start:.0f} s)",
                 flush=True,
