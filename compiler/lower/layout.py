@@ -108,6 +108,7 @@ class Layout:
             node.domain == DOMAIN
             and epilogue.kind == "float"
             and epilogue.channels_first
+            and len(self.types[fused.output].shape) == 4  # not what a reshape makes of a 1-D convolution's
             and all(step.lies is None for step in epilogue.steps)
             and physical(self.types[fused.output]).shape == self.types[node.output[0]].shape
         )

@@ -95,6 +95,7 @@ def measure(facts: dict[str, Any], options: argparse.Namespace) -> list[str]:
                 record = Run(system).record()
             except Exception as error:  # one system must not keep the others from the table
                 failures.append(f"{system.name}: {type(error).__name__}: {error}")
+                print(f"failed: {failures[-1]}", flush=True)
             else:
                 put("systems", system.name, record)
                 print("\n".join(summary(record)), f"\n  ({time.perf_counter() - start:.0f} s)", flush=True)
@@ -109,6 +110,7 @@ def measure(facts: dict[str, Any], options: argparse.Namespace) -> list[str]:
                 record = shape_record(system, shape)
             except Exception as error:
                 failures.append(f"{where}: {type(error).__name__}: {error}")
+                print(f"failed: {failures[-1]}", flush=True)
                 continue
             put("shapes", where, record)
             print(

@@ -8,8 +8,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 import xnorc
+from tests.passes.mini import RealNet, compiled, inputs
 from xnorc import golden
 from xnorc.package import Package
+
+from .harness import run_on_host
 
 
 def network() -> onnx.ModelProto:
@@ -89,3 +92,14 @@ def test_a_trace_has_the_models_axes(package: Package) -> None:
     expected = golden.run(package.packed(), {"x": feed}, names)
     for name in names:
         np.testing.assert_allclose(trace[name][0], expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_residual_of_one_axis_lies_as_the_model_says() -> None:
+    """A 1-D convolution is a 2-D one inside, but its float feature map has three axes."""
+    net = RealNet((2, 11, 31))
+    y = "x"
+    for i in range(2):
+        branch = net.conv(net.sign(y), 11, 11, (3,), pads=[1, 1], name=f"conv{i}")
+        y = net.node("Add", net.bn(branch, 11, trailing=1), y)
+    model, x = compiled(net, y).model, inputs(net.shape, 3)
+    np.testing.assert_array_equal(run_on_host(model, {"x": x})[y], golden.run(model, {"x": x})[y])
