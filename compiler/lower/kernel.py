@@ -73,3 +73,5 @@ class Kernel:
 
     func: Any
     args: tuple[np.ndarray | tuple[str, int], ...]
+    in_place: tuple[int, ...] = ()
+    """Arguments that the output may lie on top of: the kernel reads each of their elements once, before it writes there."""

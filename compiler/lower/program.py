@@ -48,6 +48,8 @@ class Call:
     symbol: str | None
     inputs: list[Argument]
     outputs: list[int]
+    in_place: tuple[int, ...] = ()
+    """Inputs, by position, that the first output may lie on top of."""
 
     @property
     def arguments(self) -> list[Argument]:

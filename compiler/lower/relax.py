@@ -279,7 +279,10 @@ class Importer:
             else self._read(places[a[0]][a[1]], last and places[a[0]][a[1]] in maps)
             for a in kernel.args
         ]
-        variable = self._bb.add_func(kernel.func.with_attr("op_pattern", 8).with_attr("xnorc.scheduled", 1), call.name)
+        func = kernel.func.with_attr("op_pattern", 8).with_attr("xnorc.scheduled", 1)
+        if kernel.in_place:
+            func = func.with_attr("xnorc.in_place", list(kernel.in_place))
+        variable = self._bb.add_func(func, call.name)
         return relax.call_tir(variable, arguments, relax.TensorType(call.output.shape, str(call.output.dtype)))
 
 

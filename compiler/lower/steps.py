@@ -125,7 +125,9 @@ class Walker:
             if kernel.name_hint.startswith(self.importer.prefix + "_k")
             else f"{self.importer.prefix}_f{len(self._symbols)}_{symbol(kernel.name_hint)}",
         )
-        self._pending.append(Call(name, given, [a.index for a in made]))
+        attrs = self.mod[kernel.name_hint].attrs
+        in_place = tuple(int(i) for i in attrs["xnorc.in_place"]) if attrs and "xnorc.in_place" in attrs else ()
+        self._pending.append(Call(name, given, [a.index for a in made], in_place))
         return made if isinstance(call.ty, relax.TupleType) else made[0]
 
     def _close(self, item: int) -> None:

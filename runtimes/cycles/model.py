@@ -165,10 +165,12 @@ def _memory(package: Package, core: Core) -> list[int]:
         for step in package.manifest["steps"]
     ]
     streamed = sum(constants) > core.cache_bytes
+    places = {entry["tensor"]: ("arena", entry["offset"]) for entry in package.manifest["memory"].get("plan", [])}
     moved = []
     for step, weights in zip(package.manifest["steps"], constants, strict=True):
-        own = [tensors[index] for index in [*step["reads"], *step["writes"]]]
-        activations = sum(int(np.prod(item["shape"])) * np.dtype(item["dtype"]).itemsize for item in own)
+        # Tensors that lie in one place are one: a sum on top of its residual.
+        own = {places.get(index, (index,)): tensors[index] for index in [*step["reads"], *step["writes"]]}
+        activations = sum(int(np.prod(item["shape"])) * np.dtype(item["dtype"]).itemsize for item in own.values())
         large = activations + weights > core.cache_bytes
         moved.append((weights if streamed else 0) + (activations if large else 0))
     return moved

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xnorc.lower.plan import lives, lower_bound, plan
+from xnorc.lower.plan import lives, lower_bound, on_top, plan
 from xnorc.lower.program import ALIGNMENT, Argument, Call, Program, Step, Tensor
 from xnorc.opset import TensorType
 
@@ -17,7 +17,7 @@ def program_of(edges: list[tuple[list[int], int]], sizes: list[int]) -> Program:
     """Step i reads the tensors of ``edges[i][0]`` and writes tensor ``edges[i][1]``."""
     tensors = [Tensor(f"t{i}", TensorType((size,), np.dtype(np.uint8))) for i, size in enumerate(sizes)]
     steps = [
-        Step(f"s{i}", "Op", [], [Call("k", [Argument("tensor", r) for r in reads], [write])])
+        Step(f"s{i}", "Op", [], [Call("k", [Argument("tensor", r) for r in reads], [write], tuple(range(len(reads))))])
         for i, (reads, write) in enumerate(edges)
     ]
     return Program("m", tensors, [], [], steps, [], None)
@@ -38,13 +38,31 @@ def programs(draw):
 @given(programs())
 def test_tensors_alive_together_do_not_overlap(program):
     plan(program)
-    alive = lives(program)
+    alive, top = lives(program), on_top(program)
     for a, b in itertools.combinations(alive, 2):
-        if a.first <= b.last and b.first <= a.last:
+        if a.first <= b.last and b.first <= a.last and top.get(b.tensor) != a.tensor and top.get(a.tensor) != b.tensor:
             start_a, start_b = program.tensors[a.tensor].place, program.tensors[b.tensor].place
             assert start_a + a.bytes <= start_b or start_b + b.bytes <= start_a
     assert all(program.tensors[life.tensor].place % ALIGNMENT == 0 for life in alive)
     assert program.arena_bytes >= lower_bound(program)
+
+
+@settings(deadline=None, max_examples=200)
+@given(programs())
+def test_what_lies_on_top_of_another_is_as_large_and_its_last_reader(program):
+    plan(program)
+    alive = {life.tensor: life for life in lives(program)}
+    for new, old in on_top(program).items():
+        assert alive[new].bytes == alive[old].bytes and alive[old].last == alive[new].first
+        assert program.tensors[new].place == program.tensors[old].place
+
+
+def test_a_residual_is_overwritten_by_its_last_sum_only():
+    # 1 = f(0), 2 = g(1) + 1, 3 = h(2) + 1, 4 = k(3, 2)
+    program = program_of([([], 0), ([0], 1), ([1], 2), ([2, 1], 3), ([3, 2], 4)], [64, 4096, 4096, 4096, 4096])
+    assert on_top(program) == {3: 2, 4: 3} or on_top(program) == {3: 1, 4: 3}
+    plan(program)
+    assert program.arena_bytes == lower_bound(program) <= 3 * 4096
 
 
 def test_a_chain_reaches_the_lower_bound():

@@ -83,9 +83,12 @@ class Function:
             flat.buffer = T.decl_buffer((size,), flat.dtype, data=flat.buffer.data)
         return out
 
-    def kernel(self) -> Kernel:
-        """What was built."""
-        return Kernel(self.func, tuple(self._args))
+    def kernel(self, in_place: Sequence[int] = ()) -> Kernel:
+        """What was built. ``in_place``: extra tensors that the output may lie on top of."""
+        places = [
+            i for i, arg in enumerate(self._args) if isinstance(arg, tuple) and arg in [("extra", x) for x in in_place]
+        ]
+        return Kernel(self.func, tuple(self._args), tuple(places))
 
 
 @contextmanager

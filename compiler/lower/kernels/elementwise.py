@@ -23,6 +23,7 @@ from .common import (
     bit_weights,
     broadcast,
     byte_of,
+    bytes_of,
     bytes_of_flags,
     cast,
     constant_input,
@@ -196,7 +197,22 @@ def pack(call: KernelCall) -> Kernel:
                 byte = byte if flipped is None else byte ^ broadcast(flipped, lanes)
                 out.store(packed + start * step, byte, lanes, stride=step)
 
-        walk(nest, elements(x), body)
+        def four(real: Expr, packed: Expr, group: Expr) -> None:
+            """Four bytes of channels that lie side by side."""
+            outcomes = [compare(real + i * 8, limit_of((group + i) * 8, 8), 8) for i in range(4)]
+            # Comparisons have no width of their own: "uint16" lets Arm join four.
+            width = "uint16" if call.target.is_arm else "uint32"
+            for i, byte in enumerate(bytes_of(outcomes, call.target, width)):
+                out.store(packed + i, byte if flips is None else byte ^ flips.load(group + i))
+
+        if nest.inner is None and nest.channel_stride == 1 and nest.channels % 32 == 0:
+            groups = nest.channels // 32
+            with outer_loop(nest.count * groups, elements(x)) as task:
+                real, packed = places(task // groups, nest.outer)
+                group = task % groups * 4
+                four(real + group * 8, packed + group, group)
+        else:
+            walk(nest, elements(x), body)
     return fn.kernel()
 
 

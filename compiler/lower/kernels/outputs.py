@@ -121,6 +121,11 @@ class Output:
         padded[: self.channels] = value
         return fn.constant(name, padded)
 
+    def residuals(self) -> list[int]:
+        """Extra tensors of the output's shape and layout: element i is read for element i of the output, and only then."""
+        whole = [int(s.p) for s, _, _ in self.steps if isinstance(s.p, (int, np.integer)) and s.lies is None]
+        return [index for index in whole if whole.count(index) == 1]
+
     def store(self, tile: Finished) -> None:
         """Store a tile; channels past the last are left out."""
         kind = self.call.epilogue.kind
