@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import errors, targets
+    from . import errors, retrieval, targets
     from .api import Explanation, compile, explain, optimize
     from .errors import XnorcError
     from .exporter import ExportResult, export
@@ -49,6 +49,7 @@ __all__ = [
     "export",
     "load",
     "optimize",
+    "retrieval",
     "targets",
 ]
 
@@ -58,7 +59,7 @@ def __getattr__(name: str) -> Any:
         value: Any = _version()
     elif name in _HOME:
         value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    elif name in ("errors", "targets"):
+    elif name in ("errors", "retrieval", "targets"):
         value = importlib.import_module(f".{name}", __name__)
     else:
         raise AttributeError(f"module 'xnorc' has no attribute '{name}'")

@@ -140,18 +140,41 @@ def compile(
     Raises ``TargetError``, ``ModelError`` or ``UnsupportedError`` (naming the node) when this model cannot be compiled
     for this target, ``InputError`` when the golden inputs do not fit, ``ToolError`` when the C compiler fails.
     """
-    from .lower.build import compile_model
-
     chosen = targets.get(target) if isinstance(target, str) else target
-    title = _identifier(model, name)
+    title = identifier(model, name)
     say = progress or (lambda stage: None)
     say("reading the model")
     given = _read(model, shapes)
     packed = _packed(given, sign_zero, False, lambda stage: say(f"pass {stage}"))
-    built = compile_model(packed.model, chosen, title, say)
+    original = model.SerializeToString(deterministic=True) if isinstance(model, onnx.ModelProto) else model_bytes(model)
+    package = assemble(given, original, packed, chosen, title, golden_inputs, output, say)
+    if output is not None:
+        say("writing the package")
+        package.save(output)
+    return package
+
+
+def assemble(
+    given: onnx.ModelProto,
+    original: bytes,
+    packed: Optimized,
+    target: Target,
+    name: str,
+    golden_inputs: Mapping[str, np.ndarray] | None,
+    output: str | os.PathLike[str] | None,
+    say: Progress,
+    facts: Mapping[str, Any] | None = None,
+) -> Package:
+    """Lower a packed model and put the package together, in memory; raises as ``compile`` does.
+
+    ``given`` is the model that ``packed`` was made of, as the passes read it, ``original`` its bytes; ``facts`` go into the
+    manifest.
+    """
+    from .lower.build import compile_model
+
+    built = compile_model(packed.model, target, name, say)
     say("computing golden outputs")
     kept = _golden(given, golden_inputs)
-    original = model.SerializeToString(deterministic=True) if isinstance(model, onnx.ModelProto) else model_bytes(model)
     included = len(original) <= MAX_MODEL_INCLUDED
     members = {f"lib/{file}": data for file, data in built.members.items()}
     members[PACKED] = packed.model.SerializeToString(deterministic=True)
@@ -160,19 +183,16 @@ def compile(
     if included:
         members[MODEL] = original
     manifest = {
+        **(facts or {}),
         **built.manifest,
         "xnorc": __version__,
-        "name": title,
-        "target": chosen.name,
-        "machine": {"arch": chosen.arch, "features": sorted(chosen.features)},
+        "name": name,
+        "target": target.name,
+        "machine": {"arch": target.arch, "features": sorted(target.features)},
         "choices": packed.choices,
         "model": {"sha256": hashlib.sha256(original).hexdigest(), "bytes": len(original), "included": included},
     }
-    say("writing the package")
-    package = Package.of(f"{title}.xnorc" if output is None else output, members, manifest)
-    if output is not None:
-        package.save(output)
-    return package
+    return Package.of(f"{name}.xnorc" if output is None else output, members, manifest)
 
 
 def _read(model: Model, shapes: Mapping[str, Sequence[int]] | None) -> onnx.ModelProto:
@@ -223,7 +243,7 @@ def _golden(
     return inputs, {name: np.stack([run[name] for run in runs]) for name in runs[0]}
 
 
-def _identifier(model: Model, name: str | None) -> str:
+def identifier(model: Model, name: str | None) -> str:
     """Name of the C library: what the caller says, else made of the file's name."""
     if name is not None:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name) or name.lower().startswith("xnorc"):

@@ -20,6 +20,7 @@ _VERBS = {
     "run": "device",
     "validate": "validate",
     "bench": "device",
+    "index": "index",
     "report": "report",
     "targets": "build",
 }
