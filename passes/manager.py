@@ -40,6 +40,7 @@ PASSES = (
     "sink_products",
     "hoist_signs",
     "pack",
+    "hamming",
     "pack_products",
     "bit_float",
     "pack_sign_sums",
