@@ -13,7 +13,8 @@ Why it is right: integers below 2²⁴ are exact in float32, so the accumulator 
 the weights are ±1 and there is no bias inside. s and the row's factor are applied to the exact sum, once, where the model
 rounds in every product; a Gemm's bias likewise (see ``split_bias``).
 
-Does not fire for weights of other levels, for a scale along the summed axis, and where limits are not constant.
+Does not fire for weights of other levels, for a scale along the summed axis, where limits are not constant, and for at most
+16 levels that no number a row scales: those are bit planes (``recognise_levels``).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Int8Rows(Pass):
         for node in layers:
             rows = weight_rows(node)
             found = None if rows is None else _scaled(node.inputs[0])
-            if rows is None or found is None:
+            if rows is None or found is None or _is_few_bits(found):
                 continue
             levels = ternary(rows)
             if isinstance(levels, str) or rows.shape[1] > MOST_TERMS:
@@ -84,6 +85,12 @@ class Int8Rows(Pass):
         for node in dead_nodes(graph):
             remove_node(graph, node)
         return bool(quantized)
+
+
+def _is_few_bits(found: _Scaled) -> bool:
+    """Whether the activations are better kept as a few bit planes: no number a row scales them, and 4 bits hold them."""
+    plain = found.rounded.scale is None and found.after is None
+    return plain and found.rounded.high - found.rounded.low < 1 << 4
 
 
 def ternary(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | str:

@@ -29,6 +29,7 @@ PASSES = (
     "clean",
     "fixed_point",
     "int8_rows",
+    "recognise_thresholds",
     "recognise_levels",
     "binary_weights",
     "sink_affine",

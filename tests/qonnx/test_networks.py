@@ -69,28 +69,41 @@ def test_packed_model_gives_the_same(name):
             np.testing.assert_array_equal(found[key], value)
 
 
-def layers(model: onnx.ModelProto) -> list[str]:
-    """Operators that multiply, and those that give the next layer its bits, in graph order."""
-    multiply = ("Conv", "Gemm", "MatMul", "BinaryConv", "BinaryGemm")
-    return [node.op_type for node in model.graph.node if node.op_type in (*multiply, "Pack", "BinaryMaxPool")]
+_PRODUCTS = ("Conv", "Gemm", "MatMul", "BinaryConv", "BinaryGemm", "BitSerialConv", "BitSerialGemm", "LowBitConv")
+_BITS = ("Pack", "PackLevels", "BinaryMaxPool")
 
 
-class TestOneBit:
-    def test_fully_connected(self):
-        packed = xnorc.optimize(DATA / "tfc_1w1a.onnx").model
-        assert layers(packed) == ["Pack", "BinaryGemm"] * 4
+def layers(name: str) -> list[str]:
+    """Operators of the packed model that multiply, and those that give the next layer its bits, in graph order."""
+    packed = xnorc.optimize(DATA / f"{name}.onnx").model
+    return [node.op_type for node in packed.graph.node if node.op_type in _PRODUCTS + _BITS]
 
-    def test_convolutional(self):
-        """All but the first layer, which multiplies 8-bit pixels."""
-        found = layers(xnorc.optimize(DATA / "cnv_1w1a.onnx").model)
+
+class TestPacked:
+    """What becomes of the layers. None is left in float."""
+
+    def test_one_bit_fully_connected(self):
+        assert layers("tfc_1w1a") == ["Pack", "BinaryGemm"] * 4
+
+    def test_one_bit_convolutional(self):
+        """The first layer multiplies 8-bit pixels; max-pools are on bits."""
         conv, pooled = ["BinaryConv", "Pack"], ["BinaryConv", "Pack", "BinaryMaxPool"]
-        expected = ["Pack", *pooled, *conv, *pooled, *conv, *conv, *["BinaryGemm", "Pack"] * 2, "BinaryGemm"]
-        assert found[-len(expected) :] == expected
+        expected = ["PackLevels", "BitSerialConv", "Pack", *pooled, *conv, *pooled, *conv, *conv]
+        assert layers("cnv_1w1a") == [*expected, *["BinaryGemm", "Pack"] * 2, "BinaryGemm"]
 
-    def test_popcount_product(self):
-        """FINN's XnorPopcountMatMul over bits 0 and 1 is a binary product too."""
-        packed = xnorc.optimize(DATA / "handwritten_finn.onnx").model
-        assert [op for op in layers(packed) if op.startswith("Binary")] == ["BinaryGemm"] * 2
+    @pytest.mark.parametrize("bits", ["1w2a", "2w2a"])
+    def test_two_bits(self, bits):
+        assert layers(f"tfc_{bits}") == ["PackLevels", "BitSerialGemm"] * 4
+        assert layers(f"cnv_{bits}") == ["PackLevels", "BitSerialConv"] * 6 + ["PackLevels", "BitSerialGemm"] * 3
+
+    def test_four_bits_with_scales_biases_and_padding(self):
+        assert layers("mixed_4w4a") == ["PackLevels", "BitSerialConv"] * 2 + ["PackLevels", "BitSerialGemm"]
+
+    def test_thresholds_and_popcounts_of_finn(self):
+        """``MultiThreshold`` gives 2-bit activations, XnorPopcountMatMul over bits 0 and 1 is a binary product."""
+        found = layers("handwritten_finn")
+        assert found[1:] == ["PackLevels", "BitSerialConv", "Pack", "BinaryGemm", "Pack", "BinaryGemm"]
+        assert found[0] == "LowBitConv"  # signs times numbers that nothing says are of 8 bits
 
 
 def compiled(name: str, target: str) -> xnorc.Package:
@@ -112,7 +125,7 @@ def compiled(name: str, target: str) -> xnorc.Package:
     return package
 
 
-@pytest.mark.parametrize(("name", "target"), [("tfc_1w1a", "rpi4"), ("cnv_1w1a", "host")])
+@pytest.mark.parametrize(("name", "target"), [("tfc_2w2a", "rpi4"), ("cnv_1w1a", "host")])
 def test_devices(name, target):
     compiled(name, target)
 
