@@ -132,26 +132,34 @@ SYSTEM = System(
 
 def main() -> None:
     """Accuracy of one package at each bit width, beside that of the module."""
+    import sys
+    from pathlib import Path
+
     import numpy as np
-    from train import mnist, weights_for
 
     import xnorc
 
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "mnist"))
+    from train import mnist, weights_for
+
     module = weights_for(SYSTEM).module
-    package = xnorc.compile(xnorc.export(module, inputs()).model, "host", name="double_rounding")
+    exported = xnorc.export(module, inputs())
+    package = xnorc.compile(exported.model, "host", name="double_rounding")
+    image, shift = (info.name for info in exported.model.graph.input)
     images, labels = mnist("test")
     images, labels = images[:1000], labels[:1000]
-    for shift in SHIFTS:
-        given = torch.tensor([shift], dtype=torch.int32)
+    for k in SHIFTS:
+        given = torch.tensor([k], dtype=torch.int32)
         with torch.no_grad():
-            expected = module(images, given)
-        names = [info["name"] for info in package.inputs]
-        outputs = package.run("host", {names[0]: images[:, None].numpy(), names[1]: np.tile(given.numpy(), (1000, 1))})
+            expected = module(images, given).argmax(1)
+        outputs = package.run({image: images[:, None].numpy(), shift: np.full((1000, 1), k, np.int32)})
         (logits,) = outputs.values()
-        logits = logits.reshape(1000, 10)
-        accuracy = float((logits.argmax(1) == labels.numpy()).mean())
-        torch_accuracy = float((expected.argmax(1) == labels).float().mean())
-        print(f"{8 - shift} bits: accuracy {accuracy:.1%} on the device, {torch_accuracy:.1%} in torch")
+        found = logits.reshape(1000, 10).argmax(1)
+        same = float((found == expected.numpy()).mean())
+        print(
+            f"{8 - k} bits: accuracy {float((found == labels.numpy()).mean()):.1%} on the device, "
+            f"{float((expected == labels).float().mean()):.1%} in torch, same class {same:.1%}"
+        )
 
 
 if __name__ == "__main__":
