@@ -52,6 +52,7 @@ PASSES = (
     "gate",
     "fuse_threshold",
     "float_threshold",
+    "fuse_levels",
     "clean",
     "fuse_epilogue",
     "verify",

@@ -208,3 +208,18 @@ def test_quantize_in_onnx_runtime_is_the_step_function() -> None:
     x = rng.normal(size=500).astype(f32)
     got = evaluate([node], {"x": x, "t": threshold, "f": np.zeros(1, np.uint8), "v": value}, ["y"])["y"]
     np.testing.assert_array_equal(got, step_values(x, FloatSteps(threshold[:, 0], value, 0)))
+
+
+def test_few_bit_layers_connect_in_integers() -> None:
+    """Batch norms of either sign, a ReLU and the quantizer between two layers: integer thresholds, nothing in float."""
+    net = RealNet((1, 6, 7, 6))
+    q = net.node("Round", net.node("Clip", "x", f32(-4), f32(3)))
+    y = net.node("Conv", q, net.const(net.rng.integers(-3, 4, (9, 6, 3, 3)).astype(f32)), pads=[1, 1, 1, 1])
+    gamma = net.floats(9)
+    gamma[3] = 0
+    y = net.node("Relu", net.bn(y, 9, gamma=gamma))
+    q = net.node("Round", net.node("Clip", net.node("Mul", y, f32(1.7)), f32(0), f32(7)), name="second")
+    y = net.node("Conv", q, net.const(net.rng.integers(-3, 4, (5, 9, 3, 3)).astype(f32)))
+    optimized = compiled(net, y)
+    assert count(optimized) == {"PackLevels": 2, "BitSerialConv": 2, "Transpose": 1, "Cast": 1}
+    assert "7 integer thresholds a channel" in reason(optimized, "second")
