@@ -306,7 +306,8 @@ class References:
             return None
         attrs = {a.name: onnx.helper.get_attribute_value(a) for a in made.attribute}
         constants = [self.analysis.constants.get(name, np.zeros(0, np.float32)) for name in made.input]
-        rows = REGISTRY[made.op_type].weights(constants, attrs)
+        operator: Any = REGISTRY[made.op_type]
+        rows = operator.weights(constants, attrs)
         moved = (weight.shape[axis], *np.delete(weight.shape, axis))
         return np.moveaxis(rows.reshape(moved), 0, axis) if rows.size == weight.size else None
 
