@@ -23,11 +23,13 @@ class BinaryLayer(nn.Module):
     """
 
     slope = staticmethod(clipped)
+    kernels: tuple[int, int] = (3, 3)
+    """Of a two-dimensional layer."""
 
     def __init__(self, axes: int, inputs: int, outputs: int, size: tuple[int, ...] = (), stride: int = 1) -> None:
         super().__init__()
         self.axes, self.stride = axes, stride
-        self.kernel = {0: (), 1: (5,), 2: (3, 3)}[axes]
+        self.kernel = {0: (), 1: (5,), 2: self.kernels}[axes]
         self.weight = nn.Parameter(0.1 * torch.randn(outputs, inputs, *self.kernel))
         self.per_input, self.per_output = (1, inputs, *[1] * axes), (1, outputs, *[1] * axes)
         self.prepare(inputs, outputs, size)
@@ -54,7 +56,7 @@ class BinaryLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, weight = self.activation(x), self.binary_weight()
         if self.axes == 2:
-            return self.result(F.conv2d(x, weight, stride=self.stride, padding=1))
+            return self.result(F.conv2d(x, weight, stride=self.stride, padding=self.kernels[0] // 2))
         if self.axes == 1:
             return self.result(F.conv1d(x, weight, stride=self.stride, padding=2))
         return self.result(F.linear(x, weight))
@@ -250,6 +252,26 @@ def _system(name: str) -> System:
     )
 
 
-SHAPES: dict[str, tuple[Shape, ...]] = {}
+def _react() -> nn.Module:
+    from react_shapes import ReActNet
+
+    return ReActNet()
+
+
+def _bireal() -> nn.Module:
+    from react_shapes import BiRealNet18
+
+    return BiRealNet18()
+
+
+def _imagenet() -> tuple[Tensor, ...]:
+    torch.manual_seed(11)
+    return (torch.rand(1, 3, 224, 224),)
+
+
+SHAPES: dict[str, tuple[Shape, ...]] = {
+    "react": (Shape("ReActNet-A (ImageNet)", _react, _imagenet, {"size": "117.4 MB → 7.90 MB (measured)"}),),
+    "bireal": (Shape("Bi-Real Net-18 (ImageNet)", _bireal, _imagenet, {"accuracy": "56.4%"}),),
+}
 
 SYSTEMS = tuple(_system(name) for name in METHODS)
