@@ -109,10 +109,11 @@ SYSTEMS = (
         name="biper-resnet20",
         title="BiPer, ResNet-20 of narrow stages",
         paper=PAPER,
-        build=lambda: ResNet(1, (8, 16, 32), 3, stem_stride=2),
+        build=lambda: ResNet(1, (12, 24, 48), 3, stem_stride=2),
         inputs=_image(1, 32, 32),
         prepare=to_32,
         packed_layers=18,
+        learning_rate=8e-3,
         published={"CIFAR-10 accuracy, ResNet-20": "86.98%"},
         shapes=(
             Shape(
