@@ -48,13 +48,17 @@ class FloatThreshold(Pass):
         for pack in packs:
             if np.dtype(pack.inputs[0].dtype) == np.float32 and constant(pack.inputs[1]) is not None:
                 readers.setdefault(id(pack.inputs[0]), []).append(pack)
+        shared: dict[bytes, gs.Constant] = {}
         for group in readers.values():
-            changed |= _shorten(graph, ctx, group)
+            changed |= _shorten(graph, ctx, group, shared)
         return changed
 
 
-def _shorten(graph: gs.Graph, ctx: Context, packs: list[gs.Node]) -> bool:
-    """Packs of one tensor (a sign that keeps its zero has two), with the same channel axis."""
+def _shorten(graph: gs.Graph, ctx: Context, packs: list[gs.Node], shared: dict[bytes, gs.Constant]) -> bool:
+    """Packs of one tensor (a sign that keeps its zero has two), with the same channel axis.
+
+    ``shared``: flips that are in the graph, by their bytes.
+    """
     tensor = packs[0].inputs[0]
     axes = {pack.attrs["perm"][-1] for pack in packs}
     if len(axes) != 1 or len(tensor.outputs) != len(packs) or any(tensor is out for out in graph.outputs):
@@ -72,11 +76,10 @@ def _shorten(graph: gs.Graph, ctx: Context, packs: list[gs.Node]) -> bool:
     for pack in packs:
         threshold, flip = _threshold(pack, chain, axis, channels, ctx.opset)
         base = original_name(ctx, pack)
-        pack.inputs = [
-            tensor,
-            add_constant(ctx, f"{base}/float_threshold", threshold),
-            add_constant(ctx, f"{base}/float_flip", flip),
-        ]
+        if flip.tobytes() not in shared:
+            shared[flip.tobytes()] = add_constant(ctx, f"{base}/float_flip", flip)
+        limits = add_constant(ctx, f"{base}/float_threshold", threshold)
+        pack.inputs = [tensor, limits, shared[flip.tobytes()]]
         pack.attrs["strict"] = 0
     for node in reversed(chain):
         if not node.outputs[0].outputs:
