@@ -61,7 +61,8 @@ def test_version_and_help() -> None:
     verbs = ("export", "explain", "optimize", "compile", "run", "validate", "bench", "index", "report", "targets")
     for verb in verbs:
         assert re.search(rf"^  {verb} ", listing, re.M)
-        assert "--json" in good(verb, "--help").output
+        for command in [[verb, "build"], [verb, "search"]] if verb == "index" else [[verb]]:
+            assert "--json" in good(*command, "--help").output
     alone = xnorc()
     assert alone.exit_code == 2 and "compile" in alone.stderr
 
