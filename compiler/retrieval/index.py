@@ -86,15 +86,15 @@ class Index:
         facts = self.facts
         rows = np.asarray(queries)
         rows = rows[None] if rows.ndim == 1 else rows
-        if facts.packed_queries:
-            wanted, dtype, width = "packed bits, uint8", np.dtype(np.uint8), (facts.size + 7) // 8
-        else:
-            wanted, dtype, width = "float32", np.dtype(np.float32), facts.channels
+        packed = facts.packed_queries
+        wanted = "packed bits, uint8" if packed else "float32"
+        dtype: np.dtype = np.dtype(np.uint8 if packed else np.float32)
+        width = (facts.size + 7) // 8 if packed else facts.channels
         if rows.ndim != 2 or rows.shape[1] != width or rows.dtype != dtype or not len(rows):
             raise InputError(
                 f"queries are {rows.dtype} {list(rows.shape)}, the index wants {wanted} [queries, {width}]"
             )
-        if facts.packed_queries:
+        if packed:
             return rows
         _check_finite(rows, "query")
         return codes.as_unit(rows, "query") if facts.code == "bebr" else rows
