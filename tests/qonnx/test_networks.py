@@ -69,7 +69,8 @@ def test_packed_model_gives_the_same(name):
             np.testing.assert_array_equal(found[key], value)
 
 
-_PRODUCTS = ("Conv", "Gemm", "MatMul", "BinaryConv", "BinaryGemm", "BitSerialConv", "BitSerialGemm", "LowBitConv")
+_PRODUCTS = ("Conv", "Gemm", "MatMul", "BinaryConv", "BinaryGemm", "BitSerialConv", "BitSerialGemm", "LowBitConv",
+             "HammingTopK")  # fmt: skip
 _BITS = ("Pack", "PackLevels", "BinaryMaxPool")
 
 
@@ -86,10 +87,10 @@ class TestPacked:
         assert layers("tfc_1w1a") == ["Pack", "BinaryGemm"] * 4
 
     def test_one_bit_convolutional(self):
-        """The first layer multiplies 8-bit pixels; max-pools are on bits."""
+        """The first layer multiplies 8-bit pixels; max-pools are on bits; the last layer and its TopK are one search."""
         conv, pooled = ["BinaryConv", "Pack"], ["BinaryConv", "Pack", "BinaryMaxPool"]
         expected = ["PackLevels", "BitSerialConv", "Pack", *pooled, *conv, *pooled, *conv, *conv]
-        assert layers("cnv_1w1a") == [*expected, *["BinaryGemm", "Pack"] * 2, "BinaryGemm"]
+        assert layers("cnv_1w1a") == [*expected, *["BinaryGemm", "Pack"] * 2, "HammingTopK"]
 
     @pytest.mark.parametrize("bits", ["1w2a", "2w2a"])
     def test_two_bits(self, bits):
