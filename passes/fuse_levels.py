@@ -19,6 +19,9 @@ from .pack import reshape
 MOST_EVALUATIONS = 1 << 24
 """Most accumulator values times channels that a chain is evaluated on."""
 
+MOST_STEPS = 15
+"""Most thresholds of a channel, those of 4 bits: more of them, for every channel, take more memory than they save."""
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -37,7 +40,8 @@ class FuseLevels(Pass):
     accumulators at which they change are the thresholds; a level that is skipped shares its threshold with the next.
 
     It does not fire where the chain meets another computed tensor (a residual), pools, moves elements, or is not elementwise;
-    where the levels of a channel rise and fall; where the float value or the accumulator is read by something else;
+    where the levels of a channel rise and fall; for more than 4 bits (``MOST_STEPS``);
+    where the float value or the accumulator is read by something else;
     and where there are too many values to evaluate (``MOST_EVALUATIONS``).
     """
 
@@ -80,6 +84,8 @@ def _plan(graph: gs.Graph, ctx: Context, pack: gs.Node, chain: Chain) -> _Plan |
     threshold, flip = constant(pack.inputs[1]), constant(pack.inputs[2])
     if threshold is None or flip is None:
         return "its thresholds are computed at run time"
+    if len(threshold) > MOST_STEPS:
+        return f"{len(threshold)} thresholds for each channel would take more memory than one set for all"
     count, values = chain.channels, chain.values
     if len(values) * count > MOST_EVALUATIONS:
         return f"{len(values)} accumulator values in {count} channels are too many to evaluate"
