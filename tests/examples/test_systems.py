@@ -51,10 +51,11 @@ def harness() -> SimpleNamespace:
     try:
         import measure
         import registry
+        import render
         import run
     finally:
         sys.path.remove(str(FOLDER))
-    return SimpleNamespace(measure=measure, registry=registry, run=run)
+    return SimpleNamespace(measure=measure, registry=registry, render=render, run=run)
 
 
 def packed(explained: xnorc.Explanation, layers: tuple[str, ...]) -> int:
@@ -100,9 +101,9 @@ def test_every_system_is_in_the_facts(harness):
 
 
 def test_the_page_is_made_of_the_facts(harness):
-    from render import render
-
-    assert (ROOT / "docs" / "systems.md").read_text() == render(FACTS), "run: python examples/systems/table.py --render"
+    assert (ROOT / "docs" / "systems.md").read_text() == harness.render.render(FACTS), (
+        "run: python examples/systems/table.py --render"
+    )
 
 
 def check_record(record: dict[str, Any]) -> None:
@@ -129,8 +130,9 @@ def test_facts_of_a_system(name):
     check_record(record)
     assert record["name"] == name and record["title"] and record["paper"]
     if record["task"] == "mnist":
-        assert record["trained"]["steps"] >= 100 and record["trained"]["accuracy"] > 0.5
-        assert record["targets"]["host"]["accuracy"] > 0.5 and record["targets"]["host"]["samples"] >= 100
+        # A minute of training: far beyond the tenth that guessing gives, far below the papers.
+        assert record["trained"]["steps"] >= 100 and record["trained"]["accuracy"] > 0.3
+        assert record["targets"]["host"]["accuracy"] > 0.3 and record["targets"]["host"]["samples"] >= 100
     agreements = [found["agreement"] for found in record["targets"].values() if found["agreement"] is not None]
     assert all(agreement >= 0.97 for agreement in agreements)
     assert record["latency"]["median_us"] > 0 and record["latency"]["machine"]
