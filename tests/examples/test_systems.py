@@ -10,6 +10,7 @@ import ast
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,35 +46,46 @@ by_record = pytest.mark.parametrize("name", RECORDS)
 
 
 @pytest.fixture(scope="module")
-def harness() -> SimpleNamespace:
-    """The modules of the example, which import each other by plain names."""
+def harness() -> Iterator[SimpleNamespace]:
+    """The modules of the example, which import each other by plain names, some of them late."""
     sys.path.insert(0, str(FOLDER))
     try:
         import measure
         import registry
         import render
         import run
+
+        yield SimpleNamespace(measure=measure, registry=registry, render=render, run=run)
     finally:
         sys.path.remove(str(FOLDER))
-    return SimpleNamespace(measure=measure, registry=registry, render=render, run=run)
 
 
-def packed(explained: xnorc.Explanation, layers: tuple[str, ...]) -> int:
-    return sum(record.op in layers and record.status is Status.PACKED for record in explained.records)
+def check_packed(system: Any, harness: SimpleNamespace, *, check: bool) -> None:
+    """So many layers are packed as the system's file says, and no other is left in float for a reason of ours."""
+    run = harness.measure.Run(system, steps=STEPS)
+    optimized = xnorc.optimize(run.model(), sign_zero=system.sign_zero, check=check)
+    layers = [record for record in optimized.records if record.op in harness.measure.LAYER_OPS]
+    found = [record for record in layers if record.status is Status.PACKED]
+    floats = [f"{record.node}: {record.reason}" for record in layers if record.status is Status.FLOAT]
+    assert len(found) == system.packed_layers, f"{system.name}: left in float: {floats}"
+    if system.name in COMPILED:
+        result = run.compile("host").validate("host", run.samples(8))
+        assert result.ok, f"{system.name}: {result.first_difference}"
 
 
 @by_file
+def test_layers_are_packed(stem, harness):
+    """One or two systems of each file; every pass held to its contract where it is quick."""
+    systems = harness.registry.systems_of(stem)
+    for system in [systems[0], *(system for system in systems[1:] if system.name in COMPILED)]:
+        check_packed(system, harness, check=system.name in COMPILED)
+
+
+@pytest.mark.slow
+@by_file
 def test_layers_are_packed_and_every_pass_keeps_its_contract(stem, harness):
     for system in harness.registry.systems_of(stem):
-        run = harness.measure.Run(system, steps=STEPS)
-        optimized = xnorc.optimize(run.model(), sign_zero=system.sign_zero, check=True)
-        layers = [record for record in optimized.records if record.op in harness.measure.LAYER_OPS]
-        found = [record for record in layers if record.status is Status.PACKED]
-        floats = [f"{record.node}: {record.reason}" for record in layers if record.status is Status.FLOAT]
-        assert len(found) == system.packed_layers, f"{system.name}: left in float: {floats}"
-        if system.name in COMPILED:
-            result = run.compile("host").validate("host", run.samples(8))
-            assert result.ok, f"{system.name}: {result.first_difference}"
+        check_packed(system, harness, check=True)
 
 
 @pytest.mark.slow
@@ -120,8 +132,9 @@ def check_record(record: dict[str, Any]) -> None:
         assert found["ok"], (name, target, found["first_difference"])
         assert all(layer["ok"] for layer in found["layers"])
         integers = [layer for layer in found["layers"] if layer["kind"] == "integer"]
-        assert integers and all(layer["differing"] == 0 and layer["compared"] for layer in integers), (name, target)
-    assert record["bytes"]["after"] < record["bytes"]["before"]
+        # None where sums are of floats, as with weights in powers of two.
+        assert all(layer["differing"] == 0 and layer["compared"] for layer in integers), (name, target)
+    assert record["bytes"]["after"] <= 1.05 * record["bytes"]["before"]  # EcoFormer's weights stay what they were
 
 
 @by_record
@@ -130,9 +143,9 @@ def test_facts_of_a_system(name):
     check_record(record)
     assert record["name"] == name and record["title"] and record["paper"]
     if record["task"] == "mnist":
-        # A minute of training: far beyond the tenth that guessing gives, far below the papers.
-        assert record["trained"]["steps"] >= 100 and record["trained"]["accuracy"] > 0.3
-        assert record["targets"]["host"]["accuracy"] > 0.3 and record["targets"]["host"]["samples"] >= 100
+        # Seconds of training: twice what guessing gives and more, far below the papers.
+        assert record["trained"]["steps"] >= 100 and record["trained"]["accuracy"] > 0.2
+        assert record["targets"]["host"]["accuracy"] > 0.2 and record["targets"]["host"]["samples"] >= 100
     agreements = [found["agreement"] for found in record["targets"].values() if found["agreement"] is not None]
     assert all(agreement >= 0.97 for agreement in agreements)
     assert record["latency"]["median_us"] > 0 and record["latency"]["machine"]
