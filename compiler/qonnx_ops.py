@@ -312,7 +312,7 @@ def _translate_thresholds(parts: Parts) -> None:
         above, below = factor * np.float32(1) + bias, factor * np.float32(0) + bias
         parts.node("Where", [condition, parts.constant("above", above), parts.constant("below", below)])
         return
-    last = parts.constant("last", np.int64([rank]))
+    last = parts.constant("last", np.array([rank], np.int64))
     parts.add("Unsqueeze", last)
     parts.add("GreaterOrEqual", parts.constant("thresholds", values.reshape([*sizes, count])))
     parts.add("Cast", to=TensorProto.FLOAT)

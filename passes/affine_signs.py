@@ -172,7 +172,7 @@ def _post(node: gs.Node, running: gs.Tensor) -> Post | str:
 
 def _move(node: gs.Node, posts: Sequence[Post]) -> tuple[list[Post], int] | str:
     """The operations seen behind ``node`` in place of before it, and the sign that ``node`` pads with."""
-    before, after = static_shape(node.inputs[0]), static_shape(node.outputs[0])
+    before, after, pad_sign = static_shape(node.inputs[0]), static_shape(node.outputs[0]), 0
     if node.op == "Pad":
         amounts = constant_pad(node)
         if isinstance(amounts, str):
@@ -180,6 +180,7 @@ def _move(node: gs.Node, posts: Sequence[Post]) -> tuple[list[Post], int] | str:
         sign = padded_sign(posts, amounts.value)
         if sign is None:
             return f"Pad '{node.name}' pads scaled signs with {amounts.value:g}, which is the value of no sign"
+        pad_sign = sign
     moved: list[Post] = []
     for post in posts:
         which = "scale" if post.scales else "shift"
@@ -202,7 +203,7 @@ def _move(node: gs.Node, posts: Sequence[Post]) -> tuple[list[Post], int] | str:
                 return reason
             shape = post.shape
         moved.append(Post(post.op, post.operand, shape))
-    return moved, sign if node.op == "Pad" else 0
+    return moved, pad_sign
 
 
 def _pool_obstacle(node: gs.Node, post: Post) -> str | None:

@@ -69,7 +69,8 @@ def _fuse(graph: gs.Graph, ctx: Context, node: gs.Node, shared: dict[Any, gs.Ten
     pack = producer(node.inputs[0])
     if pack is None or pack.op != "Pack":
         return False
-    if only_consumer(graph, pack.outputs[0]) is not node:
+    reader = only_consumer(graph, pack.outputs[0])
+    if reader is None or reader is not node:
         return False
     if list(pack.attrs["perm"]) != list(range(len(static_shape(pack.inputs[0])))):
         return False

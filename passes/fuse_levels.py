@@ -106,7 +106,7 @@ def _plan(graph: gs.Graph, ctx: Context, pack: gs.Node, chain: Chain) -> _Plan |
         above = (levels > step) ^ turned
         first = np.argmax(above, axis=0)
         found_thresholds[step] = np.where(above.any(0), values[first], past)
-    return _Plan(chain, found_thresholds, turned.astype(np.uint8))
+    return _Plan(chain, found_thresholds, np.asarray(turned, np.uint8))
 
 
 def _apply(graph: gs.Graph, ctx: Context, pack: gs.Node, plan: _Plan) -> None:

@@ -127,7 +127,8 @@ def _read(node: gs.Node, ctx: Context) -> _Gate | str | None:
         return "the gate and what it gates have different shapes"
     shape = static_shape(compare.inputs[side])
     axis = chain.links[-1].axis if chain.links else len(shape) - 1
-    limit = per_channel(values[1 - side], shape, axis)
+    bound = values[1 - side]
+    limit = None if bound is None else per_channel(bound, shape, axis)
     if limit is None:
         return f"the threshold of {compare.op} '{compare.name}' varies within a channel"
     op = compare.op if side == 0 else _SWAPPED[compare.op]

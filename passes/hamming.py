@@ -92,7 +92,7 @@ def _rises(ctx: Context, product: gs.Node, chain: list[gs.Node]) -> bool:
     from onnx import helper
 
     k = int(product.attrs["k"])
-    feeds = {"v": np.arange(-k, k + 1, 2, dtype=np.int32).astype(np.float32)}
+    feeds: dict[str, np.ndarray] = {"v": np.arange(-k, k + 1, 2, dtype=np.int32).astype(np.float32)}
     nodes, live = [], "v"
     for i, link in enumerate(chain[1:]):
         names = []

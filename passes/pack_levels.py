@@ -172,6 +172,8 @@ class _Packer:
         if len(node.inputs) > 2 and not node.inputs[2].is_empty():
             return "it adds a bias of its own to integers"
         coding, codes = coded
+        if reason := _too_wide(coding, weight.coding, int(np.prod(static_shape(w)[1:]))):
+            return reason
         kernel = static_shape(w)[2:]
         span: Window = window(node, shape[2:], kernel)
         bits = np.moveaxis(weight.bits if rank == 4 else weight.bits[:, :, :, None], 2, -1)
@@ -208,6 +210,8 @@ class _Packer:
             return "it scales its product or adds to it"
         coding, codes = coded
         outputs, k = weight.bits.shape[1:]
+        if reason := _too_wide(coding, weight.coding, k):
+            return reason
         held = np.where(rows.columns >= 0, weight.bits[:, :, rows.columns], False)
         planes = self._activations(rows.route, coding, codes, node)
         acc = add_node(
@@ -246,6 +250,19 @@ class _Packer:
         if not same:
             reshape(self.graph, ctx, value, target, node, output)
         node.inputs.clear()
+
+
+def _too_wide(x: Coding, w: Coding, terms: int) -> str | None:
+    """Why sums of so many products do not fit an int32 accumulator; None when they do."""
+
+    def largest(coding: Coding) -> int:
+        low = -sum(map(abs, coding.coeffs)) if coding.bipolar else sum(c for c in coding.coeffs if c < 0)
+        high = sum(map(abs, coding.coeffs)) if coding.bipolar else sum(c for c in coding.coeffs if c > 0)
+        return max(abs(low + coding.offset), abs(high + coding.offset))
+
+    if terms * largest(x) * largest(w) < 1 << 31:
+        return None
+    return f"sums of {terms} products of up to {largest(x)}·{largest(w)} do not fit 32 bits"
 
 
 def _coefficients(x: Coding, w: Coding) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -235,7 +236,7 @@ class RawGraph:
         for node in quantizer.nodes:
             self.ctx.note(node, Status.FUSED, f"{how}, {quantizer.describe()}")
 
-    def _own(self, op: str, inputs: list[gs.Tensor], stands_for: gs.Node, **attrs: object) -> gs.Tensor:
+    def _own(self, op: str, inputs: list[gs.Tensor], stands_for: gs.Node, **attrs: Any) -> gs.Tensor:
         return add_node(self.graph, self.ctx, op, inputs, stands_for=stands_for, domain=DOMAIN, **attrs)
 
     def _int32(self, term: gs.Tensor, node: gs.Node) -> gs.Tensor:

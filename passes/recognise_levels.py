@@ -305,7 +305,8 @@ def _pool_first(graph: gs.Graph, ctx: Context, pool: gs.Node) -> bool:
     """``MaxPool(Quantize(x))`` → ``Quantize(MaxPool(x))``, where nothing else reads the levels and they rise with x."""
     levels = pool.inputs[0]
     node = producer(levels)
-    if node is None or node.op != "Quantize" or node.domain != DOMAIN or only_consumer(graph, levels) is not pool:
+    reader = only_consumer(graph, levels)
+    if node is None or node.op != "Quantize" or node.domain != DOMAIN or reader is None or reader is not pool:
         return False
     flip, threshold = constant(node.inputs[2]), constant(node.inputs[1])
     if flip is None or threshold is None or flip.any() or threshold.shape[1] != 1 or len(pool.outputs) != 1:

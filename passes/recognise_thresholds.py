@@ -92,8 +92,10 @@ def _match(graph: gs.Graph, count: gs.Node) -> _Count | None:
     last = all(place is not None and place.size == 1 and place.item() in (rank, -1) for place in places)
     if not last or count.attrs.get("keepdims", 1):
         return None
-    table = limits.reshape((1,) * (rank + 1 - limits.ndim) + limits.shape) if limits.ndim <= rank + 1 else None
-    if table is None or not 0 < table.shape[-1] < 1 << MAX_PLANES or not np.isfinite(table).all():
+    if limits.ndim > rank + 1:
+        return None
+    table: np.ndarray = limits.reshape([1] * (rank + 1 - limits.ndim) + list(limits.shape))
+    if not 0 < table.shape[-1] < 1 << MAX_PLANES or not np.isfinite(table).all():
         return None
     varying = [axis for axis in range(rank) if table.shape[axis] != 1]
     if len(varying) > 1 or any(table.shape[axis] != static_shape(x)[axis] for axis in varying):

@@ -50,8 +50,13 @@ def text(node: onnx.NodeProto, name: str, default: str) -> str:
 # ---- functions of one tensor: (node, inputs as float64, result, bound of the first input) → bound ----
 
 
+def growth(e: Error) -> Error:
+    """exp(e) − 1, held below ``NOTHING``."""
+    return np.minimum(np.expm1(np.minimum(e, 69.0)), NOTHING)
+
+
 def _exp(node: onnx.NodeProto, x: Sequence[np.ndarray], y: np.ndarray, e: Error) -> Error:
-    return np.abs(y) * np.expm1(e) + 8 * U * np.abs(y) + FLUSH
+    return np.abs(y) * growth(e) + 8 * U * np.abs(y) + FLUSH
 
 
 def _log(node: onnx.NodeProto, x: Sequence[np.ndarray], y: np.ndarray, e: Error) -> Error:
@@ -68,13 +73,14 @@ def _reciprocal(node: onnx.NodeProto, x: Sequence[np.ndarray], y: np.ndarray, e:
 
 def _pow(node: onnx.NodeProto, x: Sequence[np.ndarray], y: np.ndarray, e: Error) -> Error:
     base, power = np.abs(x[0]), np.abs(x[1])
-    return np.abs(y) * np.expm1(power * e / np.maximum(base - e, FLUSH)) + 8 * U * np.abs(y) + FLUSH
+    return np.abs(y) * growth(power * e / np.maximum(base - e, FLUSH)) + 8 * U * np.abs(y) + FLUSH
 
 
 def _softmax(node: onnx.NodeProto, x: Sequence[np.ndarray], y: np.ndarray, e: Error) -> Error:
     # A change of at most d in every argument changes a result by at most a factor exp(2 d).
     axis = int(attribute(node, "axis", -1))
-    return y * np.expm1(2 * np.max(e)) + gamma(2 * (y.shape[axis] + 16)) * y + FUNCTION * U
+    # And both results lie between 0 and 1.
+    return np.minimum(y * growth(2 * np.max(e)), 1.0) + gamma(2 * (y.shape[axis] + 16)) * y + FUNCTION * U
 
 
 def _log_softmax(node: onnx.NodeProto, x: Sequence[np.ndarray], y: np.ndarray, e: Error) -> Error:

@@ -68,6 +68,13 @@ def _check_planes(x: TensorType, w: TensorType, attrs: Attrs) -> None:
         raise ValueError(f"bipolar must be 0 or 1, is {attrs['bipolar']}")
 
 
+def _check_reach(reach: tuple[int, int, int]) -> None:
+    """Raise ``ValueError`` unless every accumulator fits int32."""
+    low, high, _ = reach
+    if low < -(1 << 31) or high >= 1 << 31:
+        raise ValueError(f"sums from {low} to {high} do not fit int32")
+
+
 @register
 class BitSerialConv(Operator):
     """2-D convolution of few-bit activations with few-bit weights, both as bit planes, to exact integer accumulators.
@@ -175,6 +182,7 @@ class BitSerialConv(Operator):
         if len(x.shape) != 5 or len(w.shape) != 5:
             raise ValueError(f"planes and weights must have rank 5, are {x} and {w}")
         _check_planes(x, w, attrs)
+        _check_reach(cls.reach(inputs, attrs))
         channels, group = attrs["channels"], attrs["group"]
         if channels % group or w.shape[1] % group:
             raise ValueError(f"{channels} input and {w.shape[1]} output channels do not divide into {group} groups")
@@ -298,6 +306,7 @@ class BitSerialGemm(Operator):
         if len(x.shape) < 2 or len(w.shape) != 3:
             raise ValueError(f"planes must be [n, ..., B] and w [m, O, B], are {x} and {w}")
         _check_planes(x, w, attrs)
+        _check_reach(cls.reach(inputs, attrs))
         if x.shape[-1] != w.shape[2] or not 0 < attrs["k"] <= 8 * w.shape[2]:
             raise ValueError(f"planes {x.shape}, w {w.shape} and k={attrs['k']} do not fit")
         return TensorType((*x.shape[1:-1], w.shape[1]), np.dtype(np.int32))

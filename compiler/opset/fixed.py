@@ -9,7 +9,7 @@ import numpy as np
 from ._fixed import FixedType, Overflow, Rounding, bounds, limit, shift_round
 from .base import Attrs, Operator, TensorType, register
 
-DTYPES = {2: np.dtype(np.uint8), 3: np.dtype(np.int8), 6: np.dtype(np.int32)}
+DTYPES: dict[int, np.dtype] = {2: np.dtype(np.uint8), 3: np.dtype(np.int8), 6: np.dtype(np.int32)}
 """ONNX element type → dtype of raw values."""
 
 # Shared by the bodies: the ends of the range, `low` and `high`, in int64.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -148,7 +149,7 @@ class IntegerGemm(IntegerProduct):
 
     name = "IntegerGemm"
     inputs = ("x", "w")
-    attributes: dict[str, type] = {}
+    attributes: ClassVar[dict[str, type]] = {}
     body = """
     x_int = Cast <to = 6> (x)
     w_int = Cast <to = 6> (w)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class IntegerMatMul(Operator):
 
     name = "IntegerMatMul"
     inputs = ("a", "b")
-    attributes: dict[str, type] = {}
+    attributes: ClassVar[dict[str, type]] = {}
     body = """
     a_int = Cast <to = 6> (a)
     b_int = Cast <to = 6> (b)
@@ -71,7 +72,7 @@ class StepCode(Operator):
 
     name = "StepCode"
     inputs = ("x", "threshold")
-    attributes: dict[str, type] = {}
+    attributes: ClassVar[dict[str, type]] = {}
     body = """
     last = Constant <value_ints = [-1]> ()
     column = Unsqueeze (x, last)

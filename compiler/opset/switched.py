@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -87,7 +88,7 @@ class SwitchedGemm(IntegerProduct):
 
     name = "SwitchedGemm"
     inputs = ("x", "w", "shift")
-    attributes: dict[str, type] = {}
+    attributes: ClassVar[dict[str, type]] = {}
     body = (
         _ROUND_WEIGHTS
         + """

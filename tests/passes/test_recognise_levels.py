@@ -162,6 +162,16 @@ def test_integers_are_exact() -> None:
     assert count(optimized) == {"PackLevels": 1, "Reshape": 2, "BitSerialConv": 1, "Transpose": 1, "Cast": 1}
 
 
+def test_sums_that_do_not_fit_32_bits_are_left() -> None:
+    k = 1 << 17  # times 127 times 255 is above 2^31
+    net = RealNet((1, k))
+    q = net.node("Round", net.node("Clip", "x", f32(0), f32(255)))
+    w = net.rng.integers(-127, 128, (k, 2)).astype(f32)
+    y = net.node("MatMul", q, net.const(w), name="layer")
+    optimized = compiled(net, y, runs=0)
+    assert "BitSerialGemm" not in count(optimized) and "do not fit 32 bits" in reason(optimized, "layer")
+
+
 def test_what_is_no_quantizer_says_why() -> None:
     net = RealNet((1, 4, 5, 5))
     unbounded = net.node("Round", net.node("Mul", "x", f32(3)), name="round")

@@ -146,8 +146,8 @@ def pack_levels(call: KernelCall) -> Kernel:
                 if masks is None:
                     for step in range(count):
                         value = outcomes(real + first, step)
-                        for p in np.flatnonzero(changes[step]):
-                            toggle(int(p), value)
+                        for plane in np.flatnonzero(changes[step]):
+                            toggle(int(plane), value)
                 else:
                     with T.serial(0, count) as step:
                         value = outcomes(real + first, step)
