@@ -61,7 +61,7 @@ def binarizer(choice: Choice, documents: np.ndarray, key: str) -> retrieval.Bina
     size, bits = choice.trained
     path = cache() / f"bebr-{key}-{size}x{bits}.npz"
     if not path.exists():
-        from train import train
+        from train_bebr import train
 
         made = train(documents, size, bits)
         arrays = {name: getattr(made, name) for name in ("w", "b", "r") if getattr(made, name) is not None}

@@ -61,7 +61,7 @@ def test_training_moves_the_codes_and_keeps_them_good(example, sample) -> None:
     pytest.importorskip("torch")
     sys.path.insert(0, str(EXAMPLE))
     try:
-        from train import train
+        from train_bebr import train
     finally:
         sys.path.remove(str(EXAMPLE))
     documents, queries = sample
