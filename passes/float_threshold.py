@@ -73,19 +73,28 @@ def _shorten(graph: gs.Graph, ctx: Context, packs: list[gs.Node], shared: dict[b
     if not chain or constant(tensor) is not None:
         return False
     channels = static_shape(tensor)[axis]
-    for pack in packs:
-        threshold, flip = _threshold(pack, chain, axis, channels, ctx.opset)
+    limits: gs.Constant | None = None
+    found = [(*_threshold(pack, chain, axis, channels, ctx.opset), pack) for pack in packs]
+    for threshold, flip, pack in sorted(found, key=lambda item: item[0].tolist()):
         base = original_name(ctx, pack)
+        pack.attrs["strict"] = 0
+        if limits is not None and _follows(threshold, limits.values):
+            pack.attrs["strict"] = 1
+        elif limits is None or not np.array_equal(threshold, limits.values):
+            limits = add_constant(ctx, f"{base}/float_threshold", threshold)
         if flip.tobytes() not in shared:
             shared[flip.tobytes()] = add_constant(ctx, f"{base}/float_flip", flip)
-        limits = add_constant(ctx, f"{base}/float_threshold", threshold)
         pack.inputs = [tensor, limits, shared[flip.tobytes()]]
-        pack.attrs["strict"] = 0
     for node in reversed(chain):
         if not node.outputs[0].outputs:
             absorbed(ctx, node, Status.FUSED, f"part of the float threshold of '{original_name(ctx, packs[0])}'")
             remove_node(graph, node)
     return True
+
+
+def _follows(threshold: np.ndarray, limits: np.ndarray) -> bool:
+    """Whether ``x >= threshold`` is ``x > limits`` for every float x: the two bits of x + c keep one array so."""
+    return bool((threshold == np.nextafter(limits, np.float32(np.inf))).all())
 
 
 def _source(node: gs.Node, axis: int) -> gs.Tensor | None:

@@ -29,6 +29,16 @@ def test_shift_of_each_channel(zero):
     assert reason(result, "shift") == "part of the float threshold of 'sign'"
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_both_bits_of_a_shifted_sign_keep_one_threshold(sign):
+    """x + b >= 0 and x + b > 0 change between a float and the next one."""
+    result = chained(lambda net, x: net.node("Mul", net.node("Add", x, net.floats(9, 1, 1)), np.float32(sign)), 0)
+    thresholds = [t.name for t in result.model.graph.initializer if "float_threshold" in t.name]
+    packs = [node for node in result.model.graph.node if node.op_type == "Pack"]
+    assert len(packs) == 2 and [node.input[1] for node in packs] == 2 * thresholds
+    assert sorted(a.i for node in packs for a in node.attribute if a.name == "strict") == [0, 1]
+
+
 @pytest.mark.parametrize("zero", [-1, 0, 1])
 def test_batch_norm_and_activations_before_a_sign(zero):
     def chain(net, x):

@@ -9,7 +9,7 @@ from tvm.tirx.script import builder as T
 from ...opset import packed_bytes
 from ..kernel import Kernel, KernelCall
 from .common import Expr, broadcast, cast, constant_input, function, number, outer_loop, scratch, tile_start
-from .float_product import PANEL, Operands, Product, choose_tile, lay_out, micro
+from .float_product import Operands, Product, choose_tile, lay_out, micro, panel_places, panel_width
 
 LANES = 8
 """Bits of a byte."""
@@ -40,11 +40,9 @@ def bit_float_gemm(call: KernelCall) -> Kernel:
             given = Operands(wide, panels, None, None, out, call.target)
 
             def one(column: Expr, count: int, row: Expr = row, given: Operands = given) -> None:
-                places = []
-                for v in range(tile.vectors):
-                    at = column + v * tile.lanes
-                    places.append(at // PANEL * (PANEL * depth) + at % PANEL)
-                micro(made, given, 0, places, PANEL, row * columns + column, 0, count)
+                micro(
+                    made, given, 0, panel_places(made, column), panel_width(columns), row * columns + column, 0, count
+                )
 
             if made.tiles:
                 with T.serial(0, made.tiles) as j:

@@ -37,8 +37,8 @@ from .common import (
     tile_start,
 )
 
-PANEL = 16
-"""Columns that ``lay_out`` puts side by side, on every target: a multiple of every tile of more than two rows."""
+PANELS = (16, 8)
+"""Columns that ``lay_out`` may put side by side, on every target: multiples of every vector."""
 TASK_BYTES = 64 << 10
 """Panels of a task: a part of the smallest second-level cache, as every thread has its own."""
 TASKS = 16
@@ -97,12 +97,27 @@ def choose_tile(target: Target, rows: int, columns: int) -> Tile:
     return Tile(fewest, min(vectors, needed), lanes)
 
 
+def panel_width(columns: int) -> int:
+    """Columns side by side of a matrix of so many: what leaves the fewest places of the last panel empty."""
+    return min(PANELS, key=lambda width: -columns % width)
+
+
 def lay_out(columns: np.ndarray) -> np.ndarray:
-    """``[k, n]`` → ``[panels, k, PANEL]``, with zeros for the columns that are not there."""
+    """``[k, n]`` → ``[panels, k, panel_width(n)]``, with zeros for the columns that are not there."""
     depth, count = columns.shape
-    padded = np.zeros((depth, -(-count // PANEL) * PANEL), np.float32)
+    width = panel_width(count)
+    padded = np.zeros((depth, -(-count // width) * width), np.float32)
     padded[:, :count] = columns
-    return np.ascontiguousarray(padded.reshape(depth, -1, PANEL).transpose(1, 0, 2))
+    return np.ascontiguousarray(padded.reshape(depth, -1, width).transpose(1, 0, 2))
+
+
+def panel_places(product: Product, column: Expr) -> list[Expr]:
+    """Where the vectors of the tile at ``column`` begin in panels that are laid out."""
+    width, places = panel_width(product.columns), []
+    for v in range(product.tile.vectors):
+        at = column + v * product.tile.lanes
+        places.append(at // width * (width * product.depth) + at % width)
+    return places
 
 
 @dataclass(frozen=True)
@@ -321,10 +336,7 @@ def make(call: KernelCall, product: Product, rows_first: bool, bias: str) -> Ker
                 if window is not None:
                     pitch, places = tile.columns, [j * panel_size + v * tile.lanes for v in range(tile.vectors)]
                 else:
-                    pitch, places = PANEL, []
-                    for v in range(tile.vectors):
-                        at = column + v * tile.lanes
-                        places.append(at // PANEL * (PANEL * product.depth) + at % PANEL)
+                    pitch, places = panel_width(product.columns), panel_places(product, column)
                 start = (batch * product.rows + row) * product.columns + column
                 offset = matrix * product.rows + row if bias == "rows" else column
                 micro(
