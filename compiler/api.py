@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from . import __version__, golden, targets
+from .calibrate import choose
 from .errors import InputError, ModelError
 from .model import prepare, read_model, save_model, source_names
 from .operations import Operations, of_float_model, of_packed_model
@@ -78,15 +79,21 @@ def optimize(
     output: str | os.PathLike[str] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     sign_zero: int | None = None,
+    float_layers: str = "float32",
+    calibration: Mapping[str, np.ndarray] | None = None,
     check: bool = False,
     progress: Progress | None = None,
 ) -> Optimized:
     """Pack a model: run the passes, and write the packed model to ``output`` if given.
 
     ``shapes`` fixes dynamic inputs; ``sign_zero`` is the value of sign(0) (None: as the model says); ``check`` compares
-    the graph with ONNX Runtime after every pass. Raises ``ModelError`` when the model cannot be compiled.
+    the graph with ONNX Runtime after every pass. With ``float_layers="int8"`` the layers that would stay in float are
+    computed on 8-bit integers, whose ranges are taken from ``calibration``: inputs by name, the first axis counting samples
+    (see ``xnorc.calibrate``). Raises ``ModelError`` when the model cannot be compiled, ``InputError`` when the
+    calibration data do not fit.
     """
-    result = _packed(_read(model, shapes), sign_zero, check, progress)
+    given = _read(model, shapes)
+    result = _packed(given, _options(given, sign_zero, float_layers, calibration, progress), check, progress)
     if output is not None:
         save_model(result.model, output)
     return result
@@ -97,11 +104,14 @@ def explain(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     sign_zero: int | None = None,
+    float_layers: str = "float32",
+    calibration: Mapping[str, np.ndarray] | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
     """What would be packed, what not, and why. Takes the arguments of ``optimize``."""
     given = _read(model, shapes)
-    return _explanation(given, _packed(given, sign_zero, False, progress))
+    options = _options(given, sign_zero, float_layers, calibration, progress)
+    return _explanation(given, _packed(given, options, False, progress))
 
 
 def optimize_and_explain(
@@ -110,12 +120,14 @@ def optimize_and_explain(
     output: str | os.PathLike[str],
     shapes: Mapping[str, Sequence[int]] | None = None,
     sign_zero: int | None = None,
+    float_layers: str = "float32",
+    calibration: Mapping[str, np.ndarray] | None = None,
     check: bool = False,
     progress: Progress | None = None,
 ) -> Explanation:
     """``optimize`` and ``explain`` at the price of one."""
     given = _read(model, shapes)
-    packed = _packed(given, sign_zero, check, progress)
+    packed = _packed(given, _options(given, sign_zero, float_layers, calibration, progress), check, progress)
     save_model(packed.model, output)
     return _explanation(given, packed)
 
@@ -127,12 +139,15 @@ def compile(
     output: str | os.PathLike[str] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     sign_zero: int | None = None,
+    float_layers: str = "float32",
+    calibration: Mapping[str, np.ndarray] | None = None,
     name: str | None = None,
     golden_inputs: Mapping[str, np.ndarray] | None = None,
     progress: Progress | None = None,
 ) -> Package:
     """Compile a model for a target, and write the package to ``output`` if given.
 
+    ``shapes``, ``sign_zero``, ``float_layers`` and ``calibration`` are those of ``optimize``.
     ``name`` (default: after the file) names the library and its C functions. ``golden_inputs`` are samples to keep in the
     package with the original model's outputs, by input name, the first axis counting samples; by default they are a few
     seeded random ones. ``progress`` is called with the name of each stage as it begins.
@@ -145,7 +160,8 @@ def compile(
     say = progress or (lambda stage: None)
     say("reading the model")
     given = _read(model, shapes)
-    packed = _packed(given, sign_zero, False, lambda stage: say(f"pass {stage}"))
+    options = _options(given, sign_zero, float_layers, calibration, say)
+    packed = _packed(given, options, False, lambda stage: say(f"pass {stage}"))
     original = model.SerializeToString(deterministic=True) if isinstance(model, onnx.ModelProto) else model_bytes(model)
     package = assemble(given, original, packed, chosen, title, golden_inputs, output, say)
     if output is not None:
@@ -199,8 +215,16 @@ def _read(model: Model, shapes: Mapping[str, Sequence[int]] | None) -> onnx.Mode
     return prepare(model, shapes) if isinstance(model, onnx.ModelProto) else read_model(model, shapes)
 
 
-def _packed(model: onnx.ModelProto, sign_zero: int | None, check: bool, progress: Progress | None) -> Optimized:
-    return run_passes(model, Options(sign_zero=sign_zero), check, progress=progress)
+def _options(
+    model: onnx.ModelProto, sign_zero: int | None, float_layers: str, calibration: Mapping[str, np.ndarray] | None,
+    progress: Progress | None,
+) -> Options:  # fmt: skip
+    say = progress or (lambda stage: None)
+    return Options(sign_zero, choose(model, float_layers, calibration, sign_zero, say))
+
+
+def _packed(model: onnx.ModelProto, options: Options, check: bool, progress: Progress | None) -> Optimized:
+    return run_passes(model, options, check, progress=progress)
 
 
 def _explanation(given: onnx.ModelProto, packed: Optimized) -> Explanation:

@@ -77,6 +77,8 @@ def check(manifest: object) -> None:
     choices = _mapping(top.get("choices"), "choices")
     if choices.get("sign_zero") not in (None, 1, -1, "model", "+1", "-1"):
         raise PackageError("choices.sign_zero must be +1, -1 or 'model'")
+    if choices.get("float_layers") not in (None, "float32", "int8"):
+        raise PackageError("choices.float_layers must be 'float32' or 'int8'")
     _files(top.get("files"))
     if "machine" in top:
         machine = _mapping(top["machine"], "machine")

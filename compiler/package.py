@@ -101,6 +101,22 @@ class Package:
         """The model after the passes."""
         return _parse_model(self.member(PACKED), f"{self.path}:{PACKED}")
 
+    def int8_model(self, model: ModelProto) -> ModelProto | None:
+        """``model`` (as ``model()`` gives it) with the layers in int8 that were chosen to be; None where none was.
+
+        It is what the device is held to: the float model with nothing but this choice made, in ONNX Runtime.
+        """
+        chosen = next((entry.value for entry in self.packed().metadata_props if entry.key == "xnorc.int8"), None)
+        if chosen is None:
+            return None
+        from .passes import Int8Input, Options, optimize
+
+        try:
+            int8 = {str(node): Int8Input(float(scale)) for node, scale in json.loads(chosen).items()}
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise PackageError(f"package '{self.path}': xnorc.int8 of {PACKED} is damaged") from error
+        return optimize(model, Options(int8=int8), passes=("fold_constants", "int8_layers")).model
+
     def report(self) -> dict[str, Any]:
         """What the passes did, node by node."""
         try:

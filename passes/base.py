@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
@@ -35,7 +35,7 @@ class Status(str, Enum):
     """Left as it is, on float (or integer) tensors."""
 
 
-KEPT_REASONS = frozenset({"fixed_point", "switched_weights"})
+KEPT_REASONS = frozenset({"fixed_point", "int8_layers", "switched_weights"})
 """Passes whose reason for leaving a node in float stays when a later pass has a reason of its own."""
 _JOINT = "; nor by another pass: "
 
@@ -84,10 +84,21 @@ class Levels:
 
 
 @dataclass(frozen=True)
+class Int8Input:
+    """How a layer's activations become 8-bit codes: ``round(x / scale)``, at most 127 in magnitude."""
+
+    scale: float
+    """A float32, positive and finite."""
+
+
+@dataclass(frozen=True)
 class Options:
-    """Choices of the user that change what is computed. ``sign_zero``: value of sign(0); None keeps the model's own."""
+    """Choices of the user that change what is computed."""
 
     sign_zero: int | None = None
+    """Value of sign(0); None keeps the model's own."""
+    int8: Mapping[str, Int8Input] | None = None
+    """Float layers (by node) to compute on 8-bit integers; None: no such choice."""
 
 
 @dataclass

@@ -113,6 +113,8 @@ def export_graph(graph: gs.Graph, ctx: Context) -> onnx.ModelProto:
         zero = ctx.options.sign_zero
         if zero is not None or "xnorc.sign_zero" not in metadata:
             metadata["xnorc.sign_zero"] = "model" if zero is None else f"{zero:+d}"
+    if ctx.options.int8:
+        metadata["xnorc.int8"] = json.dumps({name: item.scale for name, item in sorted(ctx.options.int8.items())})
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
     return model

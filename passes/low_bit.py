@@ -106,7 +106,7 @@ def _rewrite(
             "pads": list(own.pads), "group": int(node.attrs.get("group", 1)),
         }  # fmt: skip
         if third is not None:
-            tail.append(("Add", _of_channels(graph, ctx, third, len(shape), base, node)))
+            tail.append(("Add", of_channels(graph, ctx, third, len(shape), base, node)))
         if len(size) == 1:
             x = reshape(graph, ctx, x, (*static_shape(x)[:2], 1, size[0]), node)
     else:
@@ -137,7 +137,7 @@ def _rewrite(
     ctx.note(node, Status.PACKED, text)
 
 
-def _of_channels(graph: gs.Graph, ctx: Context, bias: gs.Tensor, rank: int, base: str, node: gs.Node) -> gs.Tensor:
+def of_channels(graph: gs.Graph, ctx: Context, bias: gs.Tensor, rank: int, base: str, node: gs.Node) -> gs.Tensor:
     """A Conv's bias ``[O]`` as an addend of its output."""
     value, shape = constant(bias), (1, -1, *[1] * (rank - 2))
     if value is not None:

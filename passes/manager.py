@@ -25,6 +25,7 @@ PASSES = (
     "fold_constants",
     "drop_zeroed",
     "clean",
+    "int8_layers",
     "recognise_sign",
     "clean",
     "fixed_point",
@@ -62,6 +63,9 @@ PASSES = (
 _FLOAT_OPERATORS = ("Binarize", "Quantize")
 """Operators of ``ai.xnorc`` that compute float tensors of few values: canonical forms, not packed ones."""
 
+_STEPS = (*_FLOAT_OPERATORS, "QuantizeMap")
+"""Operators whose result jumps where a float input moves by a rounding."""
+
 FLOAT_TOLERANCE = 1e-4
 """Allowed difference after a pass that rounds differently, as a part of the largest magnitude of the tensor. A
 reordered float32 sum of k terms differs by at most about k·2⁻²⁴ of the sum of magnitudes: 1e-4 covers k = 1700 terms of
@@ -79,7 +83,8 @@ class Optimized:
     origins: dict[str, Origin] = field(default_factory=dict)
     """Packed tensor → the original tensor that it holds the signs of."""
     choices: dict[str, str] = field(default_factory=dict)
-    """Choices of the user that changed what is computed: ``sign_zero``: ``model``, ``+1`` or ``-1``."""
+    """Choices of the user that changed what is computed. ``sign_zero``: ``model``, ``+1`` or ``-1``; ``float_layers``:
+    ``int8``, where it was chosen."""
 
 
 def load_pass(name: str) -> Pass:
@@ -127,7 +132,10 @@ def optimize(
         model=result,
         records=[ctx.records[name] for name in ctx.original],
         origins=dict(ctx.origins),
-        choices={"sign_zero": "model" if zero is None else f"{zero:+d}"},
+        choices={
+            "sign_zero": "model" if zero is None else f"{zero:+d}",
+            **({} if options.int8 is None else {"float_layers": "int8"}),
+        },
     )
 
 
@@ -193,6 +201,8 @@ class _Checker:
         """Raise ``PassError`` where ``graph`` differs from the graph of the last call by more than ``step`` may."""
         model = export_graph(graph, ctx)
         before, self.model = self.model, model
+        if step.name == "int8_layers":
+            return  # carries out the user's choice, which is meant to change results
         if ctx.options.sign_zero is not None and step.name in ("fold_constants", "recognise_sign"):
             return  # these two carry out the user's choice for sign(0), which is meant to change results
         if step.exact:
@@ -238,7 +248,7 @@ def _differ(name: str, old: np.ndarray, new: np.ndarray, tolerance: float) -> No
 
 
 def _cut_signs(model: onnx.ModelProto, known: set[str]) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """``model`` with every Binarize and Quantize cut off on both sides, where its tensors are ``known`` from before.
+    """``model`` with every step (``_STEPS``) cut off on both sides, where its tensors are ``known`` from before.
 
     Its input is read from a model input ``<x>/given``, its readers read a model input, and both its input as computed
     and its result (``<y>/sign``) are outputs. Returns also what those stand for.
@@ -250,7 +260,7 @@ def _cut_signs(model: onnx.ModelProto, known: set[str]) -> tuple[onnx.ModelProto
     pairs: dict[str, str] = {}
     outputs = [out.name for out in model.graph.output if out.name in known]
     for node in cut.graph.node:
-        if node.domain != DOMAIN or node.op_type not in _FLOAT_OPERATORS or node.output[0] not in known:
+        if node.domain != DOMAIN or node.op_type not in _STEPS or node.output[0] not in known:
             continue
         x, y = node.input[0], node.output[0]
         for name, renamed in ((x, f"{x}/given"), (y, y)):

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..opset import REGISTRY, pack_bits, unpack_bits
+from ..opset import REGISTRY, TensorType, pack_bits, unpack_bits
 from ..opset._codes import convolution
+from ..opset.integer import convolve
 from ..opset.levels import level_index
-from .bound_rules import FLUSH, Error, gamma
+from .bound_rules import FLUSH, NOTHING, Error, gamma
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,30 @@ def _quantize_rows(use: Use) -> Bound:
     return Bound(error=np.maximum(np.abs(ends[0] - own), np.abs(ends[1] - own)))
 
 
+def _quantize_map(use: Use) -> Bound:
+    """As for rows, with an exact factor, behind a transposition."""
+    if not np.any(use.errors[0]):
+        return Bound()
+    perm, factor = use.attrs["perm"], float(use.inputs[1].reshape(()))
+    x = use.inputs[0].astype(np.float64).transpose(perm)
+    moved = np.broadcast_to(np.asarray(use.errors[0], np.float64), use.inputs[0].shape).transpose(perm) * abs(factor)
+    d = np.minimum(2 * moved + gamma(4) * np.abs(x * factor), NOTHING)
+    own = use.output.astype(np.float64)
+    ends = [np.clip(np.rint(x * factor + side * d), use.attrs["low"], use.attrs["high"]) for side in (-1, 1)]
+    return Bound(error=np.maximum(np.abs(ends[0] - own), np.abs(ends[1] - own)))
+
+
+def _integer_product(use: Use) -> Bound:
+    """Integers: exact, unless rounding left the activations open."""
+    if not np.any(use.errors[0]):
+        return Bound()
+    moved = np.broadcast_to(np.asarray(use.errors[0], np.float64), use.inputs[0].shape)
+    weights = np.abs(use.inputs[1].astype(np.float64))
+    if use.op == "IntegerGemm":
+        return Bound(error=moved @ weights.T)
+    return Bound(error=convolve(moved, weights, TensorType.of(use.output), use.attrs, np.float64))
+
+
 def _ternary(use: Use) -> Bound:
     """Integers: exact, unless rounding left the activations open."""
     if not np.any(use.errors[0]):
@@ -176,5 +201,6 @@ RULES: dict[str, Callable[[Use], Bound]] = {
     "BitFloatGemm": _bit_float, "SignMatMul": _sign_sum,
     "QuantizeRows": _quantize_rows, "TernaryGemm": _ternary,
     "Quantize": _quantize, "PackLevels": _pack_levels,
+    "QuantizeMap": _quantize_map, "IntegerConv": _integer_product, "IntegerGemm": _integer_product,
 }  # fmt: skip
 """Operator → its rule."""

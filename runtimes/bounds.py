@@ -116,6 +116,13 @@ class Analysis:
                 self._own(node, values, errors, open_bits)
             elif node.op_type in VIEWS and node.input[0] in open_bits:
                 open_bits[output] = open_bits[node.input[0]].reshape(values[output].shape)
+            elif output in values and node.op_type in ("Transpose", "Reshape") and values[output].dtype == np.int32:
+                # An accumulator that rounding left open, on its way to a Cast.
+                if np.any(errors.get(node.input[0], 0.0)):
+                    source = self._value(node.input[0], values)
+                    moved = np.broadcast_to(errors[node.input[0]], source.shape).astype(np.float32)
+                    others = [self._value(name, values) for name in node.input[1:]]
+                    errors[output] = self.evaluate(node, [moved, *others])[0].astype(np.float64) * (1 + 2.0**-22)
             elif output in values and values[output].dtype.kind == "f":
                 bounds = self._standard(node, values, errors)
                 for name, bound in zip(node.output, bounds, strict=False):

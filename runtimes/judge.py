@@ -163,7 +163,7 @@ def is_tie(golden: Golden, output: str, expected: int, got: int) -> bool:
 
 def _is_sign(references: References, tensor: str) -> bool:
     node: Any = references.packed.producer.get(tensor)
-    return node is not None and node.op_type in ("Binarize", "Quantize", "QuantizeRows")
+    return node is not None and node.op_type in ("Binarize", "Quantize", "QuantizeMap", "QuantizeRows")
 
 
 def _flip(count: int, tensor: str) -> str:

@@ -115,11 +115,21 @@ class References:
 
     Where the user chose a value of sign(0) (`xnorc.sign_zero`), the packed model is another function than the model as
     given: ``given`` is the latter, and ``original`` is it with the choice made, so that everything else must be equal as
-    ever. Without a choice the two are one.
+    ever. Without a choice the two are one. Where the user chose int8 for layers in float, ``floats`` is the float model,
+    and ``given`` is it with these layers in int8; else ``floats`` is None.
     """
 
     def __init__(self, package: Package, model: onnx.ModelProto | None = None) -> None:
         self.given = self.original = Reference(package.model() if model is None else model)
+        self.floats: Reference | None = None
+        self.int8_layers: list[str] = []
+        """Nodes of the float model that are in int8."""
+        int8 = package.int8_model(self.given.model)
+        if int8 is not None:
+            self.floats = self.given
+            self.given = self.original = Reference(int8)
+            kept, layers = self.given.nodes, ("Conv", "Gemm", "MatMul")
+            self.int8_layers = [n for n, node in self.floats.nodes.items() if node.op_type in layers and n not in kept]
         packed = package.packed()
         self.packed = Reference(packed)
         self.analysis = Analysis(packed)

@@ -87,6 +87,23 @@ class EndToEnd:
 
 
 @dataclass(frozen=True)
+class Int8Effect:
+    """What int8 in place of float layers does: the device against the float model, over all samples. No check: a choice."""
+
+    layers: list[str]
+    """Nodes of the model that are computed on 8-bit integers."""
+    samples: int
+    agreement: float | None
+    """Share of samples with the same largest output; None when the output is not one row of numbers."""
+    int8_accuracy: float | None
+    float_accuracy: float | None
+    max_error: float
+    mean_error: float
+    output_range: float
+    """Largest magnitude of the float model's outputs, to hold the errors against."""
+
+
+@dataclass(frozen=True)
 class ValidationResult:
     """Everything a validation found. ``ok``: nothing differs without a stated reason."""
 
@@ -101,6 +118,7 @@ class ValidationResult:
     layers: list[LayerCheck]
     end_to_end: EndToEnd
     notes: list[str] = field(default_factory=list)
+    int8_effect: Int8Effect | None = None
 
     @property
     def ok(self) -> bool:

@@ -114,6 +114,14 @@ def summary(result: ValidationResult) -> object:
         lines.append(
             f"accuracy               device {end.device_accuracy:.2%}, ONNX Runtime {end.reference_accuracy:.2%}"
         )
+    if (effect := result.int8_effect) is not None:
+        accuracy = ""
+        if effect.int8_accuracy is not None and effect.float_accuracy is not None:
+            accuracy = f", accuracy {effect.int8_accuracy:.2%} (float {effect.float_accuracy:.2%})"
+        same = "" if effect.agreement is None else f"same class {effect.agreement:.2%}{accuracy}, "
+        errors = f"max error {effect.max_error:.3g}, mean {effect.mean_error:.3g} of {effect.output_range:.3g}"
+        lines.append(f"int8 by choice         {_many(len(effect.layers), 'layer')}; against the float model:")
+        lines.append(f"                       {same}{errors}")
     if end.disagreements:
         explained = sum(item.explained for item in end.disagreements)
         lines.append(f"differences explained  {explained} of {len(end.disagreements)}")

@@ -19,8 +19,8 @@ from ..errors import InputError, PackageError
 from .compare import NO_FLIPS, Difference, Flips, classes
 from .device import Device, Session, as_samples, parse_device
 from .judge import Golden, Verdict, compare_tensor, is_tie, judge_device, judge_passes
-from .reference import References
-from .result import Disagreement, EndToEnd, LayerCheck, LayerFlips, TensorCheck, ValidationResult
+from .reference import Reference, References
+from .result import Disagreement, EndToEnd, Int8Effect, LayerCheck, LayerFlips, TensorCheck, ValidationResult
 
 if TYPE_CHECKING:
     import onnx
@@ -137,6 +137,7 @@ class _Validation:
         self.traced: set[int] = set()
         self.zeros: dict[int, int] = {}
         self.weight_zeros = 0
+        self.effect: Int8Effect | None = None
 
     def run(self, layer_samples: int) -> ValidationResult:
         """All three checks."""
@@ -171,6 +172,7 @@ class _Validation:
             layers=self._layer_checks(),
             end_to_end=end_to_end,
             notes=notes,
+            int8_effect=self.effect,
         )
 
     def _sample(self, index: int) -> dict[str, np.ndarray]:
@@ -268,6 +270,8 @@ class _Validation:
             for name in self.outputs:
                 reference[name][sample] = values[name].reshape(reference[name].shape[1:])
             self.say("ONNX Runtime", sample + 1, self.count)
+        if self.references.floats is not None:
+            self.effect = self._int8_effect(self.references.floats, device)
         errors = [np.abs(device[name].astype(np.float64) - reference[name]).reshape(-1) for name in self.outputs]
         error = np.concatenate(errors)
         expected, got = classes(reference[self.outputs[0]]), classes(device[self.outputs[0]])
@@ -287,6 +291,27 @@ class _Validation:
                 for o in self.references.origins
                 if (f := self.flips.get(o.packed)) is not None
             ],
+        )
+
+    def _int8_effect(self, floats: Reference, device: Mapping[str, np.ndarray]) -> Int8Effect:
+        """The outputs of the device against those of the float model."""
+        expected = {name: np.empty_like(device[name]) for name in self.outputs}
+        for sample in range(self.count):
+            values = floats.run(self._sample(sample))
+            for name in self.outputs:
+                expected[name][sample] = values[name].reshape(expected[name].shape[1:])
+            self.say("float model", sample + 1, self.count)
+        error = np.concatenate([np.abs(device[n].astype(np.float64) - expected[n]).reshape(-1) for n in self.outputs])
+        found, wanted = classes(device[self.outputs[0]]), classes(expected[self.outputs[0]])
+        return Int8Effect(
+            layers=self.references.int8_layers,
+            samples=self.count,
+            agreement=_share_equal(wanted, found),
+            int8_accuracy=_share_equal(found, self.labels),
+            float_accuracy=_share_equal(wanted, self.labels),
+            max_error=float(error.max(initial=0)),
+            mean_error=float(error.mean()) if error.size else 0.0,
+            output_range=float(max((np.abs(value).max(initial=0) for value in expected.values()), default=0)),
         )
 
     def _explain_all(self, expected: np.ndarray, got: np.ndarray) -> None:

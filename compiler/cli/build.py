@@ -19,6 +19,7 @@ from .common import (
     many,
     model_options,
     progress,
+    read_calibration,
     read_feeds,
     sign_zero_value,
     size,
@@ -35,6 +36,7 @@ _TRIVIAL = '<ir_version: 10, opset_import: ["": 18]> trivial (float[1, 4] x) => 
     "Compile an ONNX model into a package for a device.",
     "xnorc compile model.onnx --target rpi4 -o model.xnorc",
     "xnorc compile model.onnx --shape image=1,3,224,224",
+    "xnorc compile model.onnx --float-layers int8 --calibration samples.npz",
 )
 @click.argument("model", type=FILE)
 @click.option(
@@ -64,6 +66,8 @@ def compile_verb(
     golden_file: Path | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     sign_zero: str | None,
+    float_layers: str,
+    calibration: Path | None,
     json_file: Path | None,
 ) -> None:
     """Compile an ONNX model for a target into a package."""
@@ -85,6 +89,8 @@ def compile_verb(
             output=destination,
             shapes=dict(shapes),
             sign_zero=sign_zero_value(sign_zero),
+            float_layers=float_layers,
+            calibration=read_calibration(calibration, model, dict(shapes)),
             name=name,
             golden_inputs=kept,
             progress=say,

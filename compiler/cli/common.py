@@ -34,6 +34,7 @@ __all__ = [
     "model_options",
     "parse_sizes",
     "progress",
+    "read_calibration",
     "read_feeds",
     "sign_zero_value",
     "silence_libraries",
@@ -221,7 +222,22 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 
 def model_options(function: F) -> F:
-    """``--shape`` and ``--sign-zero``."""
+    """``--shape``, ``--sign-zero``, ``--float-layers`` and ``--calibration``."""
+    function = click.option(
+        "--calibration",
+        type=FILE,
+        metavar="DATA.npz",
+        help="With --float-layers int8: samples of the model's inputs, by name, for the ranges of activations.",
+    )(function)
+    function = click.option(
+        "--float-layers",
+        type=click.Choice(["float32", "int8"]),
+        default="float32",
+        show_default=True,
+        metavar="float32|int8",
+        help="Compute the layers that are not packed in float, or on 8-bit integers. int8 changes results; recorded in the "
+        "package, and `xnorc validate` reports the effect.",
+    )(function)
     function = click.option(
         "--sign-zero",
         type=click.Choice(["+1", "1", "-1"]),
@@ -236,6 +252,17 @@ def model_options(function: F) -> F:
         metavar="NAME=1,3,224,224",
         help="Shape of the input NAME, needed where the model leaves it open. May be repeated.",
     )(function)
+
+
+def read_calibration(
+    path: Path | None, model: Path, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray] | None:
+    """What ``--calibration`` names, for ``model``. Raises ``InputError``."""
+    if path is None:
+        return None
+    from ..model import read_model
+
+    return read_feeds(path, [info.name for info in read_model(model, shapes).graph.input])
 
 
 def sign_zero_value(text: str | None) -> int | None:

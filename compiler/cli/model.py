@@ -19,6 +19,7 @@ from .common import (
     many,
     model_options,
     progress,
+    read_calibration,
     sign_zero_value,
     size,
     table,
@@ -38,7 +39,12 @@ _COLOURS = {"packed": "green", "fused": "green", "folded": "cyan", "removed": "c
 @click.argument("model", type=FILE)
 @model_options
 def explain_verb(
-    model: Path, shapes: tuple[tuple[str, tuple[int, ...]], ...], sign_zero: str | None, json_file: Path | None
+    model: Path,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    sign_zero: str | None,
+    float_layers: str,
+    calibration: Path | None,
+    json_file: Path | None,
 ) -> None:
     """Say for every node of an ONNX model whether it would be packed, and why.
 
@@ -51,7 +57,14 @@ def explain_verb(
     """
     check_writable(json_file)
     with progress(f"explaining {model.name}") as say:
-        found = api.explain(model, shapes=dict(shapes), sign_zero=sign_zero_value(sign_zero), progress=say)
+        found = api.explain(
+            model,
+            shapes=dict(shapes),
+            sign_zero=sign_zero_value(sign_zero),
+            float_layers=float_layers,
+            calibration=read_calibration(calibration, model, dict(shapes)),
+            progress=say,
+        )
     out = console()
     shown = table("module, node" if any(found.source.values()) else "node", "op", "result", "why")
     room = max(20, min(48, out.width * 28 // 100))
@@ -125,13 +138,22 @@ def optimize_verb(
     check: bool,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     sign_zero: str | None,
+    float_layers: str,
+    calibration: Path | None,
     json_file: Path | None,
 ) -> None:
     """Pack an ONNX model; the result still runs in ONNX Runtime."""
     check_writable(output, json_file)
     with progress(f"optimizing {model.name}") as say:
         found = api.optimize_and_explain(
-            model, output=output, shapes=dict(shapes), sign_zero=sign_zero_value(sign_zero), check=check, progress=say
+            model,
+            output=output,
+            shapes=dict(shapes),
+            sign_zero=sign_zero_value(sign_zero),
+            float_layers=float_layers,
+            calibration=read_calibration(calibration, model, dict(shapes)),
+            check=check,
+            progress=say,
         )
     click.echo(f"{output}: {size(output.stat().st_size)}")
     click.echo(summary(found))

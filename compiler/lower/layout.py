@@ -31,6 +31,9 @@ ELEMENTWISE = frozenset({
 })  # fmt: skip
 """Operators that act on each element by itself, however the tensor lies."""
 
+PACKERS = frozenset({"Pack", "QuantizeMap"})
+"""Operators of ours that read floats, move the channels last and write few bits of each."""
+
 Attributes = Mapping[str, Any]
 
 
@@ -126,7 +129,7 @@ class Layout:
         return bool(readers) and all(
             self._takes(fused)
             and "Pool" not in fused.nodes[0].op_type
-            and (fused.output in self.last or fused.nodes[0].op_type == "Pack" or not self._gives_maps(fused.nodes[0]))
+            and (fused.output in self.last or fused.nodes[0].op_type in PACKERS or not self._gives_maps(fused.nodes[0]))
             for fused in readers
         )
 
@@ -135,7 +138,7 @@ class Layout:
         node = fused.nodes[0]
         if fused.output in self.last:
             return self._is_block(fused) or (self.native(node) and any(name in self.last for name in node.input))
-        ends = node.op_type == "Pack" or not self._gives_maps(node)
+        ends = node.op_type in PACKERS or not self._gives_maps(node)
         return ends and self.native(node) and node.input[0] in self.last
 
     def native(self, node: onnx.NodeProto) -> bool:
@@ -143,7 +146,7 @@ class Layout:
         attrs = attributes(node)
         if node.domain == DOMAIN:
             rank = len(self.types[node.input[0]].shape)
-            return (node.op_type == "Pack" and list(attrs["perm"]) == list(LAST)) or (
+            return (node.op_type in PACKERS and list(attrs["perm"]) == list(LAST)) or (
                 node.op_type == "Binarize" and rank == 4
             )
         if node.op_type in ELEMENTWISE:

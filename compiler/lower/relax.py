@@ -30,7 +30,7 @@ from . import sorting  # noqa: F401  it registers its converter
 from .converters import CHECKS, CONVERTERS
 from .epilogue import Fused, read_epilogue
 from .kernel import Epilogue, KernelCall
-from .layout import ELEMENTWISE, FIRST, LAST, Layout, constant_last, convert, physical
+from .layout import ELEMENTWISE, FIRST, LAST, PACKERS, Layout, constant_last, convert, physical
 from .program import DTYPES
 
 MAX_RANK = 8
@@ -247,7 +247,7 @@ class Importer:
         """An ``ai.xnorc`` operator with its epilogue, by our own kernel. ``last``: its feature maps lie channels last."""
         op = REGISTRY[node.op_type]
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if last and node.op_type == "Pack":
+        if last and node.op_type in PACKERS:
             attrs["perm"] = [0, 1, 2, 3]
         maps = set(fused.extra) | ({fused.output} if fused.output in self.layout.last else set())
         maps |= {node.input[0]} if self.layout.native(node) else set()

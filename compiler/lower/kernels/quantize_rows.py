@@ -11,7 +11,7 @@ from ..kernel import Kernel, KernelCall
 from .common import PARALLEL_WORK, Expr, broadcast, cast, elements, function, number, outer_loop, pieces
 from .outputs import apart
 
-_ROUND = 12582912.0
+ROUND = 12582912.0
 """1.5·2^23: added and taken away again, it rounds what is small beside it to an integer, ties to even."""
 
 
@@ -42,8 +42,8 @@ def quantize_rows(call: KernelCall) -> Kernel:
             factor, value = broadcast(by, lanes), x.load(place, lanes)
             scaled = value / factor if call.attrs["divide"] else value * factor
             clamped = tirx.min(tirx.max(scaled, number(low, "float32", lanes)), number(high, "float32", lanes))
-            lifted = T.Bind(apart(clamped + number(_ROUND, "float32", lanes), lanes))
-            rounded = lifted - number(_ROUND, "float32", lanes)
+            lifted = T.Bind(apart(clamped + number(ROUND, "float32", lanes), lanes))
+            rounded = lifted - number(ROUND, "float32", lanes)
             out.store(place, cast(cast(rounded, "int32", lanes), "int8", lanes), lanes)
 
         with outer_loop(rows, elements(call.inputs[0]) if rows > 1 else PARALLEL_WORK - 1) as row:
