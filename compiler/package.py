@@ -101,14 +101,12 @@ class Package:
         """The model after the passes."""
         return _parse_model(self.member(PACKED), f"{self.path}:{PACKED}")
 
-    def int8_model(self, model: ModelProto) -> ModelProto | None:
-        """``model`` (as ``model()`` gives it) with the layers in int8 that were chosen to be; None where none was.
+    def int8_model(self, model: ModelProto) -> ModelProto:
+        """``model`` (as ``model()`` gives it) with the layers in int8 that were chosen to be.
 
         It is what the device is held to: the float model with nothing but this choice made, in ONNX Runtime.
         """
-        chosen = next((entry.value for entry in self.packed().metadata_props if entry.key == "xnorc.int8"), None)
-        if chosen is None:
-            return None
+        chosen = next((entry.value for entry in self.packed().metadata_props if entry.key == "xnorc.int8"), "{}")
         from .passes import Int8Input, Options, optimize
 
         try:

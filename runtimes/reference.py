@@ -124,17 +124,16 @@ class References:
         self.floats: Reference | None = None
         self.int8_layers: list[str] = []
         """Nodes of the float model that are in int8."""
-        int8 = package.int8_model(self.given.model)
-        if int8 is not None:
+        packed = package.packed()
+        metadata = {entry.key: entry.value for entry in packed.metadata_props}
+        if "xnorc.int8" in metadata:
             self.floats = self.given
-            self.given = self.original = Reference(int8)
+            self.given = self.original = Reference(package.int8_model(self.given.model))
             kept, layers = self.given.nodes, ("Conv", "Gemm", "MatMul")
             self.int8_layers = [n for n, node in self.floats.nodes.items() if node.op_type in layers and n not in kept]
-        packed = package.packed()
         self.packed = Reference(packed)
         self.analysis = Analysis(packed)
         self.tensors = [name for node in packed.graph.node for name in node.output if name]
-        metadata = {entry.key: entry.value for entry in packed.metadata_props}
         self.origins: list[Origin] = []
         self.unknown: list[str] = []
         """Packed tensors whose original is not in the model: an older opset was converted, say."""
