@@ -13,7 +13,8 @@ where it takes at most half of the float weights' bytes.
 Why it is right: the operator decodes the very weights (bit for bit where the record says so, else within 4 ulp of the
 largest of their group, and validation accounts for the difference) and sums the same products in float32, in another order.
 
-Does not fire for layers of signs (``pack`` has those, or says why not), for weights of more levels, or of levels that are
+Does not fire for layers of signs (``pack`` has those, or says why not), for depthwise convolutions of at most 64 KiB (a
+blur of fixed weights, say), for weights of more levels, or of levels that are
 not evenly spaced, for a transposed activation of a `Gemm`, and for a weight on the left of a `MatMul`. It then leaves the
 record as it is.
 """
@@ -34,6 +35,9 @@ from .sign_residue import is_binarize
 from .weight_codes import Encoded, encode
 from .windows import window
 
+SMALL_BYTES = 64 << 10
+"""Depthwise weights up to this size are left in float."""
+
 _TRANSPARENT = {"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Pad", "Identity"}
 
 
@@ -51,6 +55,8 @@ class LowBitWeights(Pass):
         for node in [node for node in graph.nodes if node.op in ("Conv", "Gemm", "MatMul") and not node.domain]:
             rows = weight_rows(node)
             if rows is None or _of_signs(node.inputs[0]):
+                continue
+            if _small_depthwise(node, rows):
                 continue
             key = (id(node.inputs[1]), node.op == "Conv", rows.shape)
             if key not in known:
@@ -87,6 +93,11 @@ def weight_rows(node: gs.Node) -> np.ndarray | None:
     if w.ndim != 2 or len(static_shape(x)) < 2 or node.attrs.get("transA", 0):
         return None
     return w if node.attrs.get("transB", 0) else np.ascontiguousarray(w.T)
+
+
+def _small_depthwise(node: gs.Node, rows: np.ndarray) -> bool:
+    """Whether a layer has one input channel a group, and so few weights that codes would cost time for next to nothing."""
+    return node.op == "Conv" and constant(node.inputs[1]).shape[1] == 1 and rows.nbytes <= SMALL_BYTES
 
 
 def _rewrite(

@@ -133,12 +133,12 @@ class Importer:
             outputs = [fused.output]
         else:
             results = self._convert_last(anchor) if as_last else self._convert(anchor, self._inputs(anchor, False))
-            if not as_last and fused.output in self.layout.last:
-                results[0] = relax.op.permute_dims(self._bb.emit(results[0]), LAST)
             pairs = list(zip(anchor.output, results, strict=False))
             if lost := [name for name in anchor.output[len(results) :] if name]:
                 raise UnsupportedError(anchor.name, anchor.op_type, f"its output '{lost[0]}' is not computed")
             outputs, results = [name for name, _ in pairs if name], [expr for name, expr in pairs if name]
+        if not as_last and fused.output in self.layout.last:
+            results[0] = relax.op.permute_dims(self._bb.emit(results[0]), LAST)
         item = len(self.items)
         for number, (name, expr) in enumerate(zip(outputs, results, strict=True)):
             hint = f"n{item}_{number}"

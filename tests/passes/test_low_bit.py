@@ -97,6 +97,15 @@ def test_convolutions(shape, group, settings, kind) -> None:
     assert found == ({"Add": 1} if len(shape) == 4 else {"Add": 1, "Reshape": 2})
 
 
+@pytest.mark.parametrize("channels", [16, 2000])
+def test_a_small_depthwise_layer_stays_in_float(channels: int) -> None:
+    """A blur of fixed weights has few levels, but nothing worth saving."""
+    net = RealNet((1, channels, 4, 4))
+    w = np.tile(np.float32([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16, (channels, 1, 1, 1))
+    y = net.node("Conv", "x", net.const(w), name="c", group=channels, pads=[1, 1, 1, 1])
+    assert count(close(net, y)).get("Conv", 0) == (1 if channels == 16 else 0)
+
+
 def powers(rng: np.random.Generator, rows: int, k: int, most: int = 3) -> np.ndarray:
     """±2^0..2^most times a scale a row; every row has the smallest and the largest."""
     exponent = rng.integers(0, most + 1, (rows, k))

@@ -1,0 +1,71 @@
+"""The benchmark program: its page is made of its result, its pictures are well formed, its layers find their times."""
+
+from __future__ import annotations
+
+import json
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import page  # noqa: E402
+
+FACTS = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
+
+
+def test_the_page_is_made_of_the_result() -> None:
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == page.render(FACTS)
+    assert (ROOT / "docs" / "benchmarks.svg").read_text() == page.picture(FACTS)
+    assert (ROOT / "docs" / "benchmarks.json").read_text() == page.text(FACTS)
+
+
+def test_the_picture_has_a_bar_for_every_measurement() -> None:
+    bars = [node for node in ET.fromstring(page.picture(FACTS)).iter() if node.tag.endswith("rect")]
+    assert len(bars) == 1 + len(page.ENGINES) + sum(len(record["engines"]) for record in FACTS["networks"].values())
+
+
+def test_every_measured_network_was_right() -> None:
+    for record in FACTS["networks"].values():
+        assert record["validated"]
+        assert set(record["engines"]) | set(record["missing"]) <= set(page.ENGINES)
+
+
+def layers_model() -> onnx.ModelProto:
+    weights = [numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), f"w{i}") for i in range(2)]
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("Conv", ["b", "w1"], ["c"], name="second"),
+        helper.make_node("Add", ["c", "b"], ["y"], name="sum"),
+    ]
+    info = [helper.make_tensor_value_info(name, 1, [1, 4, 2, 2]) for name in "xy"]
+    return helper.make_model(helper.make_graph(nodes, "g", info[:1], info[1:], weights))
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        ({"first": 3.0, "relu": 1.0, "second_quant": 5.0}, {"first": 3.0, "second": 5.0}),
+        ({"b_nchwc": 3.0, "y_nchwc_token_7": 5.0, "ReorderInput": 1.0}, {"first": 3.0, "second": 5.0}),
+        ({"c_nchwc": 5.0, "other": 1.0}, {"second": 5.0}),
+    ],
+)
+def test_layers_are_found_by_what_they_were_fused_into(seen: dict[str, float], expected: dict[str, float]) -> None:
+    pytest.importorskip("torch")
+    import networks
+
+    assert networks.layer_times(layers_model(), seen) == expected
+
+
+def test_a_missing_larq_is_said_plainly(tmp_path: Path) -> None:
+    from peers import Larq, PeerError
+
+    with pytest.raises(PeerError, match=r"larq_environment\.sh makes it"):
+        Larq(tmp_path, "bireal18", 1)
