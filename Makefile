@@ -39,7 +39,7 @@ $(VENV)/.demo-installed: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test-installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -e '.[torch,emulate,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[torch,emulate,fpga,dev]'
 	$(BIN)/xnorc targets --prepare rpi4 rpi2 host
 	touch $@ $(VENV)/.demo-installed
 

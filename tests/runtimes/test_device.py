@@ -178,7 +178,11 @@ def test_two_sessions_at_once() -> None:
     ("text", "message"),
     [
         ("hots", "did you mean host?"),
-        ("serial:/dev/ttyUSB0", "use host, qemu or ssh://"),
+        ("serial:/dev/ttyUSB0", "or serial:///dev/ttyUSB0"),
+        ("serial://", "not of the form"),
+        ("serial:///dev/ttyUSB0?baud=fast", "not of the form"),
+        ("serial:///dev/ttyUSB0?speed=9600", "not of the form"),
+        ("serial:///dev/ttyUSB0?baud=-1", "not of the form"),
         ("", "unknown device ''"),
         ("ssh://", "not of the form"),
         ("ssh://user:secret@host", "not of the form"),
@@ -195,7 +199,15 @@ def test_unknown_devices(text: str, message: str) -> None:
 
 
 def test_device_names() -> None:
-    for name in ("host", "qemu", "ssh://pi@raspberry", "ssh://pi@raspberry:2222", "ssh://board", "ssh://pi@[::1]:22"):
+    for name in (
+        "host",
+        "qemu",
+        "ssh://pi@raspberry",
+        "ssh://pi@raspberry:2222",
+        "ssh://board",
+        "ssh://pi@[::1]:22",
+        "serial:///dev/ttyUSB0",
+    ):
         assert parse_device(name).name == name
 
 

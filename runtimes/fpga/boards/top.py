@@ -1,0 +1,81 @@
+"""The design that goes on a board: clock, reset, UART, link, accelerator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth import ClockDomain, ClockSignal, Const, Elaboratable, Instance, Module, Signal
+from amaranth.back import verilog
+from amaranth.hdl import Value
+from amaranth.lib import wiring
+from amaranth.lib.cdc import ResetSynchronizer
+
+from ..link.framed import Accelerator, Framed
+from ..link.protocol import DESIGN_BYTES
+from ..link.uart import Uart, divisor
+from . import Board
+
+
+class Top(Elaboratable):
+    """Ports are those of ``Board``. ``clock_hz``: the design's clock as made by the PLL; ``cycles``: clocks a bit.
+
+    ``hz`` and ``baud`` replace the board's own; ``gap_cycles`` and ``payload_bytes`` are those of ``Framed``. Raises
+    ``TargetError`` when the PLL cannot make ``hz``, ``InputError`` when the clock cannot make ``baud``.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        accelerator: Accelerator,
+        *,
+        design: bytes = bytes(DESIGN_BYTES),
+        hz: float | None = None,
+        baud: int | None = None,
+        gap_cycles: int | None = None,
+        **options: Any,
+    ) -> None:
+        self.board = board
+        self.pll = board.pll(hz or board.clock_hz)
+        self.clock_hz = board.oscillator_hz if self.pll is None else self.pll.hz
+        self.baud = baud or board.baud
+        self.cycles = divisor(self.clock_hz, self.baud)
+        self.framed = Framed(accelerator, design=design, clock_hz=self.clock_hz, gap_cycles=gap_cycles, **options)
+        self.ports = {port: Signal(name=port) for port in board.pins}
+
+    def elaborate(self, platform: Any) -> Module:
+        """The UART and the link in one clock domain, in reset until the PLL has locked."""
+        m = Module()
+        ports = self.ports
+        m.domains.sync = ClockDomain()
+        locked: Value = Const(1, 1)
+        if self.pll is None:
+            m.d.comb += ClockSignal().eq(ports["clk"])
+        else:
+            locked = Signal(name="locked")
+            m.submodules.pll = self._pll(self.pll, locked)
+        pressed = ports["reset"] ^ Const(int(self.board.reset_low), 1) if "reset" in ports else Const(0, 1)
+        held = Signal(name="held")
+        m.d.comb += held.eq(~locked | pressed)
+        m.submodules.reset = ResetSynchronizer(held)
+        m.submodules.uart = uart = Uart(self.cycles)
+        m.submodules.framed = framed = self.framed
+        wiring.connect(m, uart.rx, framed.rx)
+        wiring.connect(m, framed.tx, uart.tx)
+        m.d.comb += [uart.rx_pin.eq(ports["rx"]), ports["tx"].eq(uart.tx_pin)]
+        if "led" in ports:
+            m.d.comb += ports["led"].eq(framed.busy ^ int(self.board.led_low))
+        m.d.comb += [ports[port].eq(1) for port in self.board.high]
+        return m
+
+    def _pll(self, pll: Any, locked: Value) -> Instance:
+        arguments: dict[str, Any] = {f"p_{name}": value for name, value in pll.parameters.items()}
+        arguments |= {f"i_{name}": Const(*value) for name, value in pll.inputs.items()}
+        arguments |= {f"i_{pll.clock_in}": self.ports["clk"], f"o_{pll.clock_out}": ClockSignal()}
+        arguments[f"o_{pll.locked}"] = locked
+        if pll.feedback is not None:
+            arguments[f"i_{pll.feedback}"] = ClockSignal()
+        return Instance(pll.cell, **arguments)
+
+    def verilog(self) -> str:
+        """The whole design as Verilog, module ``top``; the PLL is the vendor's cell."""
+        return verilog.convert(self, name="top", ports=list(self.ports.values()), strip_internal_attrs=True)

@@ -1,0 +1,155 @@
+"""An accelerator behind the link: byte streams that speak the protocol on one side, its own words on the other."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any, Protocol
+
+from amaranth import Module, ResetInserter, Signal
+from amaranth.back import verilog
+from amaranth.hdl import Shape
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.fifo import SyncFIFO
+from amaranth.lib.wiring import In, Out
+
+from ....errors import InputError
+from .buffer import PacketBuffer
+from .protocol import DESIGN_BYTES, HELLO, MAGIC, MAX_PAYLOAD, STATUS, VERSION
+from .receiver import JOB, Receiver
+from .transmitter import Transmitter
+from .widths import BytesToWords, WordsToBytes
+
+PAYLOAD_BYTES = 1024
+"""About how many bytes of images, or of results, one frame may hold; a single larger image or result is a frame too."""
+GAP_SECONDS = 0.05
+"""How long the next byte of a frame may take. USB serial adapters hold bytes back for up to 16 ms."""
+_JOBS = 8
+
+
+class Accelerator(Protocol):
+    """What the link needs of an accelerator: images in at ``input``, results out at ``output``, in the same order.
+
+    An item of ``frame_in_bits`` or ``frame_out_bits`` bits is little-endian, in words of the stream's width; the last
+    word is padded with zeros.
+    """
+
+    input: Any
+    output: Any
+    frame_in_bits: int
+    frame_out_bits: int
+
+
+class Framed(wiring.Component):
+    """``rx``: bytes from the host; ``tx``: bytes to the host; ``busy``: images are in the accelerator.
+
+    ``design``: 16 bytes that name the design (a content hash), given to the host with the sizes and ``clock_hz``.
+    Raises ``InputError`` when an image or a result does not fit a frame.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        *,
+        design: bytes = bytes(DESIGN_BYTES),
+        clock_hz: float = 0.0,
+        gap_cycles: int | None = None,
+        payload_bytes: int = PAYLOAD_BYTES,
+    ) -> None:
+        if len(design) != DESIGN_BYTES:
+            raise InputError(f"the design's hash has {len(design)} bytes in place of {DESIGN_BYTES}")
+        self.accelerator, self.design = accelerator, design
+        self.image_bytes, self.result_bytes = ceil(accelerator.frame_in_bits / 8), ceil(accelerator.frame_out_bits / 8)
+        for what, size in (("an image", self.image_bytes), ("a result", self.result_bytes)):
+            if not 1 <= size <= MAX_PAYLOAD:
+                raise InputError(
+                    f"{what} of this accelerator has {size} bytes: a frame of the link holds {MAX_PAYLOAD}"
+                )
+        self.images = max(1, min(payload_bytes // self.image_bytes, payload_bytes // self.result_bytes))
+        self.max_payload = self.images * self.image_bytes
+        # Two payloads: one is received while the other is computed.
+        self.buffer_bytes = 1 << (2 * self.max_payload - 1).bit_length()
+        if gap_cycles is None:
+            gap_cycles = max(1000, round(GAP_SECONDS * clock_hz))
+        self.gap_cycles = gap_cycles
+        self.hello = HELLO.pack(
+            MAGIC, VERSION, 0, self.max_payload, self.buffer_bytes, design,
+            accelerator.frame_in_bits, accelerator.frame_out_bits, round(clock_hz),
+        )  # fmt: skip
+        super().__init__({"rx": In(stream.Signature(8)), "tx": Out(stream.Signature(8)), "busy": Out(1)})
+
+    def elaborate(self, platform: Any) -> Module:
+        """Receiver → buffer → words → accelerator → bytes → transmitter, and the jobs beside them."""
+        m = Module()
+        core = self.accelerator
+        width_in, width_out = (Shape.cast(port.payload.shape()).width for port in (core.input, core.output))
+        reset = Signal()
+        m.submodules.receiver = receiver = Receiver(
+            self.image_bytes, self.result_bytes, self.max_payload, self.buffer_bytes, self.gap_cycles
+        )
+        buffer = PacketBuffer(self.buffer_bytes)
+        words = BytesToWords(core.frame_in_bits, width_in)
+        octets = WordsToBytes(core.frame_out_bits, width_out)
+        jobs = SyncFIFO(width=JOB.size, depth=_JOBS)
+        transmitter = Transmitter(self.hello)
+        # ``RESET`` throws away what all of these hold; its own job is written a cycle later.
+        for name, part in {
+            "buffer": buffer, "words": words, "accelerator": core, "bytes": octets, "jobs": jobs,
+            "transmitter": transmitter,
+        }.items():  # fmt: skip
+            m.submodules[name] = ResetInserter(reset)(part)
+        m.d.comb += reset.eq(receiver.reset)
+        wiring.connect(m, wiring.flipped(self.rx), receiver.input)
+        wiring.connect(m, buffer.output, words.input)
+        wiring.connect(m, octets.output, transmitter.results)
+        wiring.connect(m, transmitter.output, wiring.flipped(self.tx))
+        m.d.comb += [
+            buffer.data.eq(receiver.data),
+            buffer.write.eq(receiver.write),
+            buffer.commit.eq(receiver.commit),
+            buffer.rollback.eq(receiver.rollback),
+            receiver.free.eq(buffer.free),
+            jobs.w_data.eq(receiver.job.payload),
+            jobs.w_en.eq(receiver.job.valid),
+            receiver.job.ready.eq(jobs.w_rdy),
+            transmitter.job.payload.eq(data.View(JOB, jobs.r_data)),
+            transmitter.job.valid.eq(jobs.r_rdy),
+            jobs.r_en.eq(transmitter.job.ready),
+            core.input.payload.eq(words.output.payload),
+            core.input.valid.eq(words.output.valid),
+            words.output.ready.eq(core.input.ready),
+            octets.input.payload.eq(core.output.payload),
+            octets.input.valid.eq(core.output.valid),
+            core.output.ready.eq(octets.input.ready),
+        ]
+        self._count(m, receiver, transmitter)
+        return m
+
+    def verilog(self) -> str:
+        """The component as Verilog, module ``top``: ``clk``, ``rst``, ``rx_valid`` and so on. For simulation."""
+        m = Module()
+        m.submodules.framed = self
+        ports = {}
+        for stream_name, port in (("rx", self.rx), ("tx", self.tx)):
+            for member, inward in (("payload", True), ("valid", True), ("ready", False)):
+                name, inside = f"{stream_name}_{member}", getattr(port, member)
+                ports[name] = outside = Signal(len(inside), name=name)
+                into = inward == (stream_name == "rx")
+                m.d.comb += inside.eq(outside) if into else outside.eq(inside)
+        return verilog.convert(m, name="top", ports=list(ports.values()), strip_internal_attrs=True)
+
+    def _count(self, m: Module, receiver: Receiver, transmitter: Transmitter) -> None:
+        """The counters of ``STATUS``."""
+        core = self.accelerator
+        cycles, last = Signal(32), Signal(32)
+        with m.If(~self.busy):
+            m.d.sync += [cycles.eq(1), self.busy.eq(core.input.valid & core.input.ready)]
+        with m.Else():
+            m.d.sync += cycles.eq(cycles + 1)
+            with m.If(core.output.valid & core.output.ready):
+                m.d.sync += last.eq(cycles + 1)
+            with m.If(transmitter.done):
+                m.d.sync += self.busy.eq(0)
+        with m.If(receiver.reset):
+            m.d.sync += [self.busy.eq(0), last.eq(0)]
+        assert STATUS.size == 8
+        m.d.comb += transmitter.status.eq(last | receiver.good << 32 | receiver.bad << 48)
