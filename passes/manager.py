@@ -54,6 +54,7 @@ PASSES = (
     "fuse_threshold",
     "float_threshold",
     "fuse_levels",
+    "pad_pools",
     "clean",
     "fuse_epilogue",
     "verify",

@@ -19,6 +19,7 @@ from tvm import relax
 from ..opset import DOMAIN, TensorType
 from . import converters
 from .epilogue import Fused
+from .kernels import float_calls
 
 LAST = (0, 2, 3, 1)
 """From the model's axes to channels last."""
@@ -182,6 +183,24 @@ def _over_pixels(layout: Layout, node: onnx.NodeProto, attrs: Attributes) -> boo
     return axes is not None and sorted(axis % 4 for axis in axes) == [2, 3]
 
 
+def _conv(layout: Layout, node: onnx.NodeProto, attrs: Attributes) -> bool:
+    return _pointwise(layout, node, attrs) or _depthwise(layout, node, attrs)
+
+
+def _depthwise(layout: Layout, node: onnx.NodeProto, attrs: Attributes) -> bool:
+    """One output channel for each input channel."""
+    weights, kind = layout.constants.get(node.input[1]), layout.types.get(node.input[0])
+    return (
+        weights is not None
+        and kind is not None
+        and weights.dtype == np.float32
+        and weights.shape[1] == 1
+        and attrs.get("group", 1) == weights.shape[0] == kind.shape[1]
+        and attrs.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+        and (len(node.input) < 3 or not node.input[2] or node.input[2] in layout.constants)
+    )
+
+
 def _pointwise(layout: Layout, node: onnx.NodeProto, attrs: Attributes) -> bool:
     weights = layout.constants.get(node.input[1])
     return (
@@ -200,7 +219,7 @@ _NATIVE: dict[str, Callable[[Layout, onnx.NodeProto, Attributes], bool]] = {
     "AveragePool": _plain_pool,
     "GlobalAveragePool": lambda layout, node, attrs: True,
     "ReduceMean": _over_pixels,
-    "Conv": _pointwise,
+    "Conv": _conv,
 }
 
 
@@ -212,16 +231,28 @@ def convert(bb: Any, node: onnx.NodeProto, data: Any, constants: Mapping[str, np
     if node.op_type == "Conv":
         weights = constants[node.input[1]]
         strides = [int(step) for step in attrs.get("strides", [1, 1])]
+        bias = constants[node.input[2]] if len(node.input) > 2 and node.input[2] else None
+        out = tuple(shape[axis] for axis in LAST)
+        if attrs.get("group", 1) > 1:
+            described = _described(attrs, weights.shape[2:])
+            taps = np.ascontiguousarray(weights.reshape(len(weights), -1).T)
+            args = [data, relax.const(taps), *([] if bias is None else [relax.const(bias)])]
+            return float_calls.emit(bb, "depthwise_last", described, args, out)
         if strides != [1, 1]:
             _, height, width, _ = converters.shape_of(data)
             data = bb.emit(relax.op.strided_slice(data, [1, 2], [0, 0], [height, width], strides, assume_inbound=True))
-        bias = constants[node.input[2]] if len(node.input) > 2 and node.input[2] else None
-        out = tuple(shape[axis] for axis in LAST)
         return converters.linear(bb, data, np.ascontiguousarray(weights[:, :, 0, 0].T), bias, out)
-    pool = {"MaxPool": relax.op.nn.max_pool2d, "AveragePool": relax.op.nn.avg_pool2d}[node.op_type]
-    pads = [int(pad) for pad in attrs.get("pads", [0, 0, 0, 0])]
-    more = {} if node.op_type == "MaxPool" else {"count_include_pad": bool(attrs.get("count_include_pad", 0))}
-    return pool(
-        data, [int(size) for size in attrs["kernel_shape"]], [int(step) for step in attrs.get("strides", [1, 1])], pads,
-        layout="NHWC", **more,
+    described = _described(attrs, attrs["kernel_shape"])
+    if node.op_type == "MaxPool":
+        return float_calls.emit(bb, "max_pool_last", described, [data], tuple(shape[axis] for axis in LAST))
+    return relax.op.nn.avg_pool2d(
+        data, described["window"], described["strides"], described["pads"], layout="NHWC",
+        count_include_pad=bool(attrs.get("count_include_pad", 0)),
     )  # fmt: skip
+
+
+def _described(attrs: Attributes, window: Sequence[int]) -> dict[str, list[int]]:
+    """A window of two axes as our float kernels take it."""
+    defaults = {"strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0]}
+    given = {name: [int(size) for size in attrs.get(name, default)] for name, default in defaults.items()}
+    return {"window": [int(size) for size in window], **given}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +14,7 @@ from tests.passes.mini import RealNet, compiled, inputs
 from xnorc import golden
 from xnorc.package import Package
 
-from .harness import run_on_host
+from .harness import run_emulated, run_on_host
 
 
 def network() -> onnx.ModelProto:
@@ -103,3 +105,29 @@ def test_a_residual_of_one_axis_lies_as_the_model_says() -> None:
         y = net.node("Add", net.bn(branch, 11, trailing=1), y)
     model, x = compiled(net, y).model, inputs(net.shape, 3)
     np.testing.assert_array_equal(run_on_host(model, {"x": x})[y], golden.run(model, {"x": x})[y])
+
+
+@pytest.mark.parametrize(
+    "target", ["host", pytest.param("rpi4", marks=pytest.mark.slow), pytest.param("rpi2", marks=pytest.mark.slow)]
+)
+def test_pools_and_depthwise_layers_between_binary_ones_stay_channels_last(target: str) -> None:
+    """A padded pool, a depthwise blur with stride and a bias, a layer of our own that gives channels first: as they were."""
+    net = RealNet((1, 20, 9, 11))
+    y = net.node("Relu", net.bn(net.conv(net.sign("x"), 20, 20, (3, 3), pads=[1] * 4, name="b1"), 20), name="relu")
+    y = net.node("Pad", y, net.const(np.int64([0, 0, 0, 0, 0, 0, 1, 1])), name="pad")
+    y = net.node("MaxPool", y, name="pool", kernel_shape=[2, 2], strides=[1, 1])
+    y = net.node(
+        "Conv", y, net.floats(20, 1, 3, 3), net.floats(20), name="deep", group=20, pads=[1, 2, 1, 0], strides=[2, 1]
+    )
+    few = net.rng.choice(np.float32([-0.5, 0.5]), (20, 20, 3, 3))
+    few[:, 0, 0, 0] = 0
+    y = net.node("Conv", y, net.const(few), name="few", pads=[1] * 4)
+    y = net.node("Conv", y, net.floats(20, 20, 1, 1), name="point")
+    branch = net.bn(net.conv(net.sign(y), 20, 20, (3, 3), pads=[1] * 4, name="b2"), 20)
+    y = net.node("ReduceMean", net.node("Add", branch, y), net.const(np.int64([2, 3])), name="mean")
+    model, x = compiled(net, y).model, inputs(net.shape, 3)
+    ops = [node.op_type for node in model.graph.node]
+    assert "Pad" not in ops and "LowBitConv" in ops
+    run = run_on_host if target == "host" else partial(run_emulated, target=target)
+    expected = golden.run(model, {"x": x})[y]
+    np.testing.assert_allclose(run(model, {"x": x})[y], expected, rtol=0, atol=1e-4 * np.abs(expected).max())

@@ -17,7 +17,7 @@ from tvm.tirx.script import builder as T
 
 from ...opset import TensorType
 from ..kernel import Kernel, KernelCall
-from . import float_depthwise, float_product
+from . import float_depthwise, float_depthwise_last, float_product
 
 if TYPE_CHECKING:
     from ...targets import Target
@@ -27,6 +27,8 @@ ATTRIBUTE = "xnorc.float_kernel"
 KERNELS: dict[str, Callable[[KernelCall], Kernel]] = {
     "conv": float_product.conv,
     "depthwise": float_depthwise.depthwise,
+    "depthwise_last": float_depthwise_last.depthwise_last,
+    "max_pool_last": float_depthwise_last.max_pool_last,
     "linear": float_product.linear,
     "matmul": float_product.matmul,
 }
