@@ -16,6 +16,7 @@ from .link import link
 from .program import ALIGNMENT, Program
 from .relax import Importer, legalize
 from .schedules import schedule_all
+from .share import share_kernels
 from .steps import Walker
 from .tir import build
 
@@ -38,6 +39,7 @@ def lower(packed: onnx.ModelProto, target: Target, name: str) -> Program:
     mod = legalize(importer.build())
     program = Walker(importer, mod).program(name)
     program.kernels = schedule_all(program.kernels, target)
+    share_kernels(program)
     plan.plan(program)
     return program
 

@@ -13,7 +13,18 @@ from ..errors import ToolError
 from ..targets import Target
 
 RUNTIME_SOURCES = ("xnorc.c", "threads.c", "tvm_backend.c")
-FLAGS = ("-O2", "-std=c11", "-fno-sanitize=all", "-ffunction-sections", "-fdata-sections", "-fno-ident", "-g0", "-w")
+FLAGS = (
+    "-Os",
+    "-std=c11",
+    "-fno-sanitize=all",
+    "-fno-unwind-tables",
+    "-fno-asynchronous-unwind-tables",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-fno-ident",
+    "-g0",
+    "-w",
+)
 
 
 def runtime_folder() -> Path:
