@@ -50,6 +50,7 @@ PASSES = (
     "level_weights",
     "pack_levels",
     "low_bit",
+    "lookup",
     "gate",
     "fuse_threshold",
     "float_threshold",

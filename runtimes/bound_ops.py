@@ -192,13 +192,23 @@ def _sign_sum(use: Use) -> Bound:
     return Bound(error=np.broadcast_to(error, use.output.shape) + FLUSH)
 
 
+def _lookup_sum(use: Use) -> Bound:
+    """A float32 sum of M entries: γ(M)·Σ|entry|, and the errors of those that are chosen."""
+    tables, codes = np.abs(use.inputs[0].astype(np.float64)), use.inputs[1]
+    moved = np.broadcast_to(np.asarray(use.errors[0], np.float64), tables.shape)
+    groups = np.arange(codes.shape[1])
+    chosen, errors = (table[:, groups, codes].sum(-1) for table in (tables, moved))
+    rounding = gamma(len(groups))
+    return Bound(error=rounding * chosen + (1 + rounding) * errors + FLUSH)
+
+
 _WEIGHTED = {"LowBitGemm", "LowBitConv", "ShiftGemm", "ShiftConv", "SparseResidualGemm"}
 SUMS = _WEIGHTED | {"BitFloatGemm"}
 """Operators whose result is a float32 sum of ``k`` products, in any order."""
 
 RULES: dict[str, Callable[[Use], Bound]] = {
     "Pack": _pack, "Binarize": _binarize, "BinaryMaxPool": _max_pool, **dict.fromkeys(_WEIGHTED, _weighted),
-    "BitFloatGemm": _bit_float, "SignMatMul": _sign_sum,
+    "BitFloatGemm": _bit_float, "SignMatMul": _sign_sum, "LookupSum": _lookup_sum,
     "QuantizeRows": _quantize_rows, "TernaryGemm": _ternary,
     "Quantize": _quantize, "PackLevels": _pack_levels,
     "QuantizeMap": _quantize_map, "IntegerConv": _integer_product, "IntegerGemm": _integer_product,

@@ -28,6 +28,17 @@ def gamma(n: int) -> float:
     return n * U / (1 - n * U)
 
 
+def contracted(equation: str, shapes: Sequence[Sequence[int]]) -> int:
+    """Products that one result of an ``Einsum`` adds up, for operands of these shapes."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    for labels, shape in zip(left.split(","), shapes, strict=True):
+        before, _, after = labels.partition("...")
+        sizes |= dict(zip(before, shape, strict=False)) | dict(zip(after[::-1], shape[::-1], strict=False))
+    kept = right if arrow else [label for label in sizes if left.count(label) == 1]
+    return math.prod(size for label, size in sizes.items() if label not in kept)
+
+
 # Lipschitz constants: how much a change of the argument can change the result.
 SMOOTH = {
     "Sigmoid": 0.25, "Tanh": 1.0, "Erf": 1.13, "Softplus": 1.0, "Gelu": 1.13, "HardSwish": 1.5, "HardSigmoid": 1.0,

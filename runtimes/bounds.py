@@ -41,6 +41,7 @@ from .bound_rules import (
     U,
     affine,
     attribute,
+    contracted,
     gamma,
     jump,
     lipschitz,
@@ -54,7 +55,7 @@ _MOVES = {
 }  # fmt: skip
 """Operators whose error is themselves, applied to the error: they move values, or take one of several. Which one of several
 is taken may change, but |max(a + d) - max(a)| <= max|d|, and the same for min: of the errors it is always the largest."""
-_PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "ReduceSum", "ReduceL1", "ReduceSumSquare", "CumSum"}
+_PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "ReduceSum", "ReduceL1", "ReduceSumSquare", "CumSum"}
 """Sums of products (with 1, with a weight, with themselves) that no division follows: integers stay integers."""
 _LINEAR = _PRODUCTS | {"AveragePool", "GlobalAveragePool", "ReduceMean"}
 _ONE_TO_ONE = {"Relu", "Clip", "Abs", "Neg"}
@@ -355,6 +356,9 @@ class Analysis:
             return x.shape[0 if attribute(node, "transA", 0) else 1] + 1
         if op == "MatMul":
             return x.shape[-1]
+        if op == "Einsum":
+            equation = next(a.s.decode() for a in node.attribute if a.name == "equation")
+            return contracted(equation, [self._value(name, values).shape for name in node.input]) + len(node.input)
         if op == "CumSum":
             return max(x.shape)
         if op == "AveragePool":

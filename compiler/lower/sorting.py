@@ -1,18 +1,21 @@
 """``TopK`` for Relax: TVM's sorts by a function of its own runtime, which a device does not have.
 
-Every element's rank is counted, by comparing it with all others (ties: the lower index first, as ONNX has it); place r of the
-result is taken by the element of rank r. That is n² comparisons for n elements, without a branch or a buffer, which
-suits the tens to thousands of scores of a classifier. One element of n (``k`` = 1) is a maximum and its place.
+The best of float32 rows, along the last axis, are picked by a kernel with a heap (``kernels/top_k.py``). Of other elements and
+along other axes every element's rank is counted, by comparing it with all others (ties: the lower index first, as ONNX has
+it); place r of the result is taken by the element of rank r. That is n² comparisons for n elements, without a branch or a
+buffer. One element of n (``k`` = 1) is a maximum and its place.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from tvm import relax, te, tirx
 
-from .converters import converter, shape_of
+from .converters import converter, dtype_of, shape_of
+from .kernels import float_calls
 
 LONGEST = 1 << 13
 """Most elements that are ranked: 64 million comparisons, some 50 ms on a Pi 4."""
@@ -33,11 +36,28 @@ def top_k(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, An
         return relax.Tuple([best(x, axis, keepdims=True), place(x, axis, keepdims=True)])
     if not attrs.get("sorted", 1):
         raise ValueError("sorted is 0, which leaves the order open: export with sorted = 1")
+    if dtype_of(x) == "float32" and axis == len(shape) - 1:
+        return _picked(bb, x, shape, k, largest)
     if size > LONGEST:
         raise ValueError(f"the axis has {size} elements, at most {LONGEST} are ranked")
     ranks = bb.emit_te(_ranks, x, axis, largest, primfunc_name_hint="topk_ranks")
     indices = bb.emit_te(_places, ranks, axis, k, primfunc_name_hint="topk_indices")
     return relax.Tuple([bb.emit_te(_taken, x, indices, axis, primfunc_name_hint="topk_values"), indices])
+
+
+def _picked(bb: Any, x: Any, shape: tuple[int, ...], k: int, largest: bool) -> Any:
+    rows = math.prod(shape[:-1])
+    flat = bb.emit(relax.op.reshape(x, (rows, shape[-1])))
+    attrs = {"k": k, "largest": int(largest)}
+    pairs = bb.emit(float_calls.emit(bb, "top_k", attrs, [flat], (rows, k, 2), "int32"))
+    places = bb.emit_te(_second, pairs, primfunc_name_hint="topk_indices")
+    values = bb.emit_te(_taken, flat, places, 1, primfunc_name_hint="topk_values")
+    return relax.Tuple([relax.op.reshape(part, (*shape[:-1], k)) for part in (values, places)])
+
+
+def _second(pairs: te.Tensor) -> te.Tensor:
+    """int64: the places of pairs (key, place)."""
+    return te.compute(pairs.shape[:2], lambda row, rank: pairs(row, rank, 1).astype("int64"), name="place")
 
 
 def _at(index: Sequence[Any], axis: int, place: Any) -> list[Any]:

@@ -21,8 +21,8 @@ from train import NORMS, Trained, mnist, prepared, weights_for
 
 import xnorc
 
-LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
-"""Operators of an exported model that are a layer: what ``System.packed_layers`` counts."""
+LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "GatherElements")
+"""Operators of an exported model that are a layer, or choose among tables: what ``System.packed_layers`` counts."""
 EXPORTERS = ("dynamo", "torchscript")
 IMAGES = {"host": 200, "rpi4": 12}
 SAMPLES = {"host": 16, "rpi4": 4}

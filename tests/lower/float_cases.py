@@ -111,6 +111,7 @@ def float_cases() -> list[Case]:
         Case("Pad", [x4], [_ints(0, 0, 1, 2, 0, 0, 2, 1)], {"mode": "reflect"}),
         Case("Pad", [x4], [_ints(0, 0, 1, 2, 0, 0, 2, 1)], {"mode": "edge"}),
         Case("Slice", [x4], [_ints(1, 2), _ints(4, 9), _ints(1, 2), _ints(1, 3)]),
+        Case("Einsum", [_rand(2, 3, 8), _rand(3, 9, 8)], attrs={"equation": "qms,mks->qmk"}),
         Case("Slice", [x2], [_ints(-5), _ints(-1), _ints(1)]),
         Case("Slice", [x2], [_ints(10), _ints(0), _ints(1), _ints(-2)]),
         Case("Gather", [x2], [_ints(2, 0, 0)], {"axis": 0}),
@@ -126,6 +127,9 @@ def float_cases() -> list[Case]:
         Case("TopK", [x3], [_ints(1)], {"axis": 0, "largest": 0}, outputs=2, tolerance=0),
         Case("TopK", [np.round(x2)], [_ints(5)], outputs=2, tolerance=0),
         Case("TopK", [np.round(x4)], [_ints(4)], {"axis": 1, "largest": 0}, outputs=2, tolerance=0),
+        Case("TopK", [np.float32([[0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, -0.0, 2, 2]])], [_ints(9)], outputs=2),
+        Case("TopK", [np.float32([[0.0, -0.0, 1e-45, -3, 7, -3]])], [_ints(5)], {"largest": 0}, outputs=2),
+        Case("TopK", [np.round(_rand(3, 9001), 2)], [_ints(33)], outputs=2),
         Case("TopK", [np.array([[3, -1, 3, 7, -1, 0]], np.int32)], [_ints(6)], outputs=2),
         Case("Resize", [x4], [None, np.array([1, 1, 2, 2], np.float32)], {"mode": "nearest"}),
         Case(

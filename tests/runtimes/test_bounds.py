@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from xnorc import golden
+from xnorc.runtimes.bound_rules import contracted
 from xnorc.runtimes.bounds import Analysis, weight_errors
 
 from ..lower.float_cases import Case, float_cases, merged
@@ -33,6 +34,9 @@ CHAIN: list[tuple[str, list[onnx.NodeProto], dict[str, np.ndarray], tuple[int, .
      {"a": array(300, 7), "b": array(7)}, (3, 300)),
     ("matmul of two", [helper.make_node("MatMul", ["x", "a"], ["t"]), helper.make_node("Transpose", ["t"], ["u"], perm=[1, 0]),
                        helper.make_node("MatMul", ["t", "u"], ["y"])], {"a": array(50, 40)}, (5, 50)),
+    ("einsum", [helper.make_node("Einsum", ["x", "a"], ["t"], equation="qms,mks->qmk"),
+                helper.make_node("Einsum", ["t", "b"], ["y"], equation="...k,k")],
+     {"a": array(4, 9, 60), "b": array(9)}, (3, 4, 60)),
     ("affine", [helper.make_node("Mul", ["x", "a"], ["t"]), helper.make_node("Add", ["t", "b"], ["u"]),
                 helper.make_node("Div", ["u", "a"], ["v"]), helper.make_node("Sub", ["v", "x"], ["y"])],
      {"a": array(4, 1, 1), "b": array(4, 1, 1)}, (1, 4, 5, 5)),
@@ -54,6 +58,17 @@ CHAIN: list[tuple[str, list[onnx.NodeProto], dict[str, np.ndarray], tuple[int, .
     ("layer norm", [helper.make_node("Mul", ["x", "a"], ["t"]), helper.make_node("LayerNormalization", ["t", "a", "b"], ["y"])],
      {"a": array(64), "b": array(64)}, (5, 64)),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "terms"),
+    [
+        ("ij,jk->ik", [(2, 3), (3, 5)], 3), ("ij,jk", [(2, 3), (3, 5)], 3), ("...ij,...jk->...ik", [(7, 2, 3), (7, 3, 5)], 3),
+        ("bij->b", [(4, 5, 6)], 30), ("i...j,j...->i...", [(2, 9, 9, 3), (3, 9, 9)], 3), ("ii", [(4, 4)], 4),
+    ],
+)  # fmt: skip
+def test_products_that_an_einsum_adds_up(equation: str, shapes: list[tuple[int, ...]], terms: int) -> None:
+    assert contracted(equation, shapes) == terms
 
 
 @pytest.mark.parametrize(("nodes", "constants", "shape"), [case[1:] for case in CHAIN], ids=[case[0] for case in CHAIN])

@@ -18,6 +18,7 @@ from tvm.tirx.script import builder as T
 from ...opset import TensorType
 from ..kernel import Kernel, KernelCall
 from . import float_depthwise, float_depthwise_last, float_product
+from .top_k import top_k
 
 if TYPE_CHECKING:
     from ...targets import Target
@@ -31,20 +32,24 @@ KERNELS: dict[str, Callable[[KernelCall], Kernel]] = {
     "max_pool_last": float_depthwise_last.max_pool_last,
     "linear": float_product.linear,
     "matmul": float_product.matmul,
+    "top_k": top_k,
 }
 
 
-def emit(bb: Any, kernel: str, attrs: Mapping[str, Any], args: Sequence[Any], shape: Sequence[int]) -> Any:
-    """The call of a float32 kernel on Relax expressions: inputs and constants in the order that the kernel reads them."""
+def emit(
+    bb: Any, kernel: str, attrs: Mapping[str, Any], args: Sequence[Any], shape: Sequence[int], dtype: str = "float32"
+) -> Any:
+    """The call of a kernel on Relax expressions: inputs and constants in the order that the kernel reads them. ``shape``
+    and ``dtype`` are the result's."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(kernel)
         T.func_attr({ATTRIBUTE: json.dumps({"kernel": kernel, **attrs}), "tirx.noalias": True, "op_pattern": 8})
         for i, arg in enumerate(args):
             T.arg(f"in{i}", T.buffer([int(size) for size in arg.ty.shape], str(arg.ty.dtype)))
-        T.arg("out", T.buffer(list(shape), "float32"))
+        T.arg("out", T.buffer(list(shape), dtype))
         T.evaluate(0)
     variable = bb.add_func(builder.get(), f"float_{kernel}")
-    return relax.call_tir(variable, list(args), relax.TensorType(tuple(shape), "float32"))
+    return relax.call_tir(variable, list(args), relax.TensorType(tuple(shape), dtype))
 
 
 def asked(func: tirx.PrimFunc) -> bool:
