@@ -9,6 +9,8 @@ import pytest
 
 from tests.lower.kernel_calls import bits_epilogue, make_job
 from tests.opset.cases import conv_case
+from xnorc import targets
+from xnorc.targets import Target
 
 ARM64 = ("rpi3", "rpi4", "rpi5", "rpi-zero2w", "aarch64")
 
@@ -36,7 +38,7 @@ def innermost_loops(lines: list[str]) -> list[list[str]]:
     for i, line in enumerate(lines):
         if found := re.match(r"(\.LBB\w+):", line):
             labels[found[1]] = i
-        elif (found := re.match(r"b\S*\s+(\.LBB\w+)$", line)) and found[1] in labels:
+        elif (found := re.match(r"[bj]\S*\s+(\.LBB\w+)$", line)) and found[1] in labels:
             body = lines[labels[found[1]] + 1 : i + 1]
             if not any(inner.startswith(".LBB") for inner in body):
                 loops.append(body)
@@ -95,6 +97,36 @@ def test_arm32(channels: int) -> None:
     assert ops["vadd"] == 16 * steps and ops["vpadd"] == 14 * steps and ops["vaddw"] == 2 * steps
     assert len(loop) <= 100 * steps, f"{len(loop)} instructions for {steps} x 2048 bit products"
     assert not any(line.startswith("vmov") for line in loop), "values leave the vector registers"
+
+
+def x86(*features: str) -> Target:
+    """A processor of x86-64 with these features, whatever machine this is."""
+    llvm = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3", "mattr": [f"+{f}" for f in features]}
+    return Target("x86", "", "x86_64", llvm, "", "", "max", 32, frozenset(features))
+
+
+@pytest.mark.parametrize("channels", [64, 128])
+def test_avx2_looks_counts_up(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
+    """Two lookups and two additions for 8 bits of 32 channels and a pixel, all in registers."""
+    monkeypatch.setattr(targets, "get", lambda name: x86("avx2", "fma"))
+    loops = [loop for loop in innermost_loops(assembly("x86", channels)) if "vpshufb" in operations(loop)]
+    assert loops  # the first bytes, those that add to what there is, what remains
+    for loop in loops:
+        ops = operations(loop)
+        steps = ops["vpshufb"] // 16
+        assert ops["vpshufb"] == ops["vpaddb"] == 16 * steps and ops["vbroadcasti128"] == 8 * steps
+        assert len(loop) <= 64 * steps, f"{len(loop)} instructions for {steps} x 2048 bit products"
+        assert not any("ymm" in line and line.endswith("(%rsp)") for line in loop), "the sums do not fit the registers"
+
+
+def test_avx512_counts_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor counts the bits of bytes, nothing is looked up. (Compiled only: few machines run it.)"""
+    features = ("avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512vpopcntdq", "avx512bitalg")
+    monkeypatch.setattr(targets, "get", lambda name: x86(*features))
+    loops = [loop for loop in innermost_loops(assembly("x86", 128)) if "vpopcntb" in operations(loop)]
+    assert loops
+    for ops in map(operations, loops):
+        assert "vpshufb" not in ops and ops["vpaddb"] == ops["vpopcntb"]
 
 
 def test_no_multiply_add_in_floats() -> None:

@@ -26,7 +26,7 @@ from tests.opset.cases import Case, cases, conv_case, gemm_case, pack_case, pool
 from xnorc import targets
 from xnorc.errors import UnsupportedError
 from xnorc.lower.kernel import Epilogue, EpilogueStep
-from xnorc.lower.kernels import micro, product
+from xnorc.lower.kernels import micro, product, table_product
 from xnorc.opset import REGISTRY, pack_bits
 
 CASES = list(cases())
@@ -72,6 +72,10 @@ def more_cases() -> list[Case]:
         gemm_case(rng, rows=(2,), k=65534, out=8),
         opposite(conv_case(rng, channels=512, out=8, h=4, w=4)),
         opposite(conv_case(rng, channels=440, out=8, h=3, w=3)),
+        opposite(conv_case(rng, channels=440, out=40, h=3, w=3)),  # tables: the largest counts of a byte lane
+        opposite(gemm_case(rng, rows=(3,), k=65528, out=64)),
+        gemm_case(rng, rows=(2,), k=3, out=33),
+        gemm_case(rng, rows=(9,), k=248, out=96),  # three lookups, no two share a table
         *(opposite(gemm_case(rng, rows=(3,), k=k, out=8)) for k in (31 * 128, 32 * 128, 65534, 65535, 65600, 200000)),
         gemm_case(rng, rows=(1,), k=4096, out=1000),  # threads over channels
         gemm_case(rng, rows=(130,), k=200, out=24),
@@ -236,6 +240,37 @@ def test_random_conv(data: st.DataObject) -> None:
     else:
         job = float_job("kernel", case, rng, "host", channels_first=kind == 2, residuals=1)
     check(job, run_here(job))
+
+
+@given(data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_random_table_products(data: st.DataObject) -> None:
+    """Convolutions wide enough for lookups: odd numbers of channels, pixels and bytes, every epilogue."""
+
+    def draw(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    rng = np.random.default_rng(draw(0, 1000))
+    kernel = (draw(1, 3), draw(1, 3))
+    case = conv_case(
+        rng, n=draw(1, 2), h=draw(4, 11), w=draw(4, 11), channels=draw(1, 300), out=draw(25, 200), kernel=kernel,
+        strides=(draw(1, 2), draw(1, 2)), pads=tuple(draw(0, 2) for _ in range(4)), pad_value=draw(-1, 1),
+    )  # fmt: skip
+    out, k = case[2][1].shape[0], kernel[0] * kernel[1] * case[1]["channels"]
+    kind = draw(0, 3)
+    if kind < 2:
+        job = make_job("kernel", case, epilogue=bits_epilogue(rng, out, k) if kind else None)
+    else:
+        job = float_job("kernel", case, rng, "host", channels_first=kind == 2, residuals=1)
+    check(job, run_here(job))
+
+
+def test_without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel that counts byte by byte, where this machine would look up."""
+    monkeypatch.setattr(table_product, "suits", lambda call, product: False)
+    for case in [c for c in more_cases() if c[0] in ("BinaryConv", "BinaryGemm")][::3]:
+        job = make_job("kernel", case)
+        check(job, run_here(job))
 
 
 @given(data=st.data())

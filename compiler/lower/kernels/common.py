@@ -209,6 +209,10 @@ def byte_of(outcomes: Expr, target: Target, dtype: str = "uint16") -> Expr:
     if "avx2" in target.features and dtype == "uint32":
         signs = tirx.Select(outcomes, number(-1, "int32", 8), number(0, "int32", 8))
         return cast(intrinsic("int32", "llvm.x86.avx.movmsk.ps.256", tirx.reinterpret("float32x8", signs)), "uint8")
+    if target.arch == "x86_64" and dtype == "uint16":
+        signs = tirx.Select(outcomes, number(-1, "int16", 8), number(0, "int16", 8))
+        bytes_ = intrinsic("int8x16", "llvm.x86.sse2.packsswb.128", signs, signs)
+        return cast(intrinsic("int32", "llvm.x86.sse2.pmovmskb.128", tirx.reinterpret("uint8x16", bytes_)), "uint8")
     picked = tirx.Select(outcomes, bit_weights(dtype), number(0, dtype, 8))
     return cast(intrinsic(dtype, f"llvm.vector.reduce.add.v8i{dtype[4:]}", picked), "uint8")
 

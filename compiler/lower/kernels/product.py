@@ -138,6 +138,11 @@ def plan(call: KernelCall, product: Product, micro: micros.Micro, planes: int = 
     return Plan(row_bytes, in_place, lanes, rows, row_tasks, each, -(-blocks // each))
 
 
+def threaded() -> int:
+    """Work from which threads share it."""
+    return PARALLEL_WORK
+
+
 def work(product: Product) -> int:
     """Bit products."""
     return product.images * product.pixels * product.weights.shape[0] * product.bits
@@ -199,6 +204,10 @@ def emit_rows(product: Product, cut: Plan, source: Flat, rows: Flat, fill: Flat 
 
 def make(call: KernelCall, product: Product) -> Kernel:
     """The kernel of a product with the call's epilogue."""
+    from . import table_product  # it is built of this module's parts
+
+    if table_product.suits(call, product):
+        return table_product.make(call, product)
     micro = micros.select(call.target)
     cut = plan(call, product, micro)
     total = micro.total(product.bits)
