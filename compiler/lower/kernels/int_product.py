@@ -1,15 +1,13 @@
 """Products of 8-bit integers: ``IntegerConv``, ``IntegerGemm``, ``TernaryGemm``, and those with weights rounded at run time.
 
 The work is cut as for bits (``product``): a task gathers the windows of a block of pixels, a byte a term, and runs over
-blocks of 8 channels. Rows are widened to 16 bits once a task, so that the inner loop loads what it multiplies; weights
-stay 8 bits in memory and are widened as they are read, once for the pixels of a tile.
+blocks of 8 channels. Where the inner loop (``int_inner``) multiplies 16 bits, rows are widened once a task; weights stay 8
+bits in memory and are widened as they are read, once for the pixels of a tile.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from tvm import tirx
@@ -25,7 +23,6 @@ from .common import (
     constant_input,
     elements,
     function,
-    intrinsic,
     number,
     outer_loop,
     scratch,
@@ -33,6 +30,7 @@ from .common import (
     tiles,
 )
 from .conv import segments_of
+from .int_inner import GRAIN, PIXELS, select, sums
 from .outputs import Finished, IntegerOutput
 from .product import (
     CHANNELS,
@@ -49,45 +47,8 @@ from .product import (
     work,
 )
 
-PIXELS = 4
-"""Pixels of a tile: with 8 channels each, their accumulators fit the registers of every target."""
-GRAIN = 16
-"""Rows are padded with zeros to a multiple of so many terms."""
 _BIT_PRODUCTS = 16
 """Bit operations that an 8-bit product costs about as much as: what ``work`` counts."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the inner loop: ``terms`` terms of 8 channels, laid out as ``[channel][term]`` of them."""
-
-    terms: int
-    product: Callable[[Expr, Flat, Expr], Expr]
-    """(weights of the step widened to 16 bits, row of a pixel, its offset) → 8 int32 sums."""
-
-
-def _pairs_avx2(weights: Expr, row: Flat, place: Expr) -> Expr:
-    pair = tirx.reinterpret("int32", row.load(place, 2))
-    both = tirx.reinterpret("int16x16", broadcast(pair, CHANNELS))
-    return intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", weights, both)
-
-
-def _single(weights: Expr, row: Flat, place: Expr) -> Expr:
-    value = broadcast(row.load(place), CHANNELS)
-    return cast(weights, "int32", CHANNELS) * cast(value, "int32", CHANNELS)
-
-
-def select(call: KernelCall) -> Step:
-    """pmaddwd multiplies and adds pairs; every other machine has a widening multiply-add (smlal) that LLVM finds."""
-    if call.target.arch == "x86_64" and "avx2" in call.target.features:
-        return Step(2, _pairs_avx2)
-    return Step(1, _single)
-
-
-def lay_out(rows: np.ndarray, length: int, terms: int) -> np.ndarray:
-    """Weights int8 ``[8·blocks, n]`` → ``[blocks, length / terms, 8, terms]``, zeros past ``n``."""
-    padded = np.pad(rows, ((0, 0), (0, length - rows.shape[1])))
-    return padded.reshape(-1, CHANNELS, length // terms, terms).transpose(0, 2, 1, 3)
 
 
 def plan(call: KernelCall, product: Product, length: int) -> Plan:
@@ -146,7 +107,7 @@ def make(call: KernelCall, product: Product, switched: bool, ternary: bool = Fal
 
     ``ternary``: weights are stored as codes of 2 bits, and decoded once a task and block.
     """
-    step = select(call)
+    inner = select(call, product.weights)
     size = product.weights.shape[1]
     length = -(-size // GRAIN) * GRAIN
     cut = plan(call, product, length)
@@ -155,7 +116,7 @@ def make(call: KernelCall, product: Product, switched: bool, ternary: bool = Fal
     dtype = str(call.inputs[0].dtype)
     with function(call) as fn:
         source = fn.input(0)
-        laid = lay_out(product.weights, length, step.terms)
+        laid = inner.lay_out(product.weights, length)
         stored = fn.constant("weights", lay_out_ternary(laid) if ternary else laid)
         shift = fn.input(2) if switched else None
         starts = fn.constant("starts", np.array(segments, np.int32)) if len(segments) > 1 else None
@@ -172,10 +133,12 @@ def make(call: KernelCall, product: Product, switched: bool, ternary: bool = Fal
             offset = T.Bind(starts.load(segment)) if starts is not None else segments[0]
 
             held = min(cut.rows, product.pixels) * length
-            gathered, rows = scratch(held, dtype), scratch(held, "int16")
+            gathered = rows = scratch(held, dtype)
             emit_rows(product, cut, source, gathered, None, None, None, image, first, count, offset)
-            with T.serial(0, count * (length // GRAIN)) as i:
-                rows.store(i * GRAIN, cast(gathered.load(i * GRAIN, GRAIN), "int16", GRAIN), GRAIN)
+            if inner.row_type != dtype:
+                rows = scratch(held, inner.row_type)
+                with T.serial(0, count * (length // GRAIN)) as i:
+                    rows.store(i * GRAIN, cast(gathered.load(i * GRAIN, GRAIN), "int16", GRAIN), GRAIN)
 
             rounded = scratch(CHANNELS * length, "int8") if ternary or shift is not None else None
             k = None if shift is None else T.Bind(tirx.min(tirx.max(shift.load(0), 0), 7))
@@ -192,29 +155,12 @@ def make(call: KernelCall, product: Product, switched: bool, ternary: bool = Fal
                     weights, place = rounded, 0
                 with T.serial(0, tile_count) as t:
                     pixel = T.Bind(tile_start(row_task * (cut.rows // cut.lanes) + t, product.pixels, cut.lanes))
-                    sums: list[Expr] = []
+                    found: list[Expr] = []
                     for p in range(0, cut.lanes, PIXELS):
                         many = min(PIXELS, cut.lanes - p)
-                        sums += _sums(step, weights, place, rows, (pixel - first + p) * length, many, length)
-                    output.store(Finished(sums, [0] * cut.lanes, image, pixel, block))
+                        found += sums(inner, weights, place, rows, (pixel - first + p) * length, many, length)
+                    output.store(Finished(found, [0] * cut.lanes, image, pixel, block))
     return fn.kernel()
-
-
-def _sums(step: Step, weights: Flat, place: Expr, rows: Flat, base: Expr, pixels: int, length: int) -> list[Expr]:
-    """The loop over a tile's terms: 8 sums for each pixel."""
-    total = scratch(CHANNELS * pixels, "int32")
-    for p in range(pixels):
-        total.store(p * CHANNELS, number(0, "int32", CHANNELS), CHANNELS)
-    unroll = 4 // step.terms
-    with T.serial(0, length // (step.terms * unroll)) as i:
-        for u in range(unroll):
-            term = (i * unroll + u) * step.terms
-            lanes = CHANNELS * step.terms
-            w = T.Bind(cast(weights.load(place + term * CHANNELS, lanes), "int16", lanes))
-            for p in range(pixels):
-                more = step.product(w, rows, base + p * length + term)
-                total.store(p * CHANNELS, total.load(p * CHANNELS, CHANNELS) + more, CHANNELS)
-    return [T.Bind(total.load(p * CHANNELS, CHANNELS)) for p in range(pixels)]
 
 
 def widen(weights: np.ndarray, group: int, segments: list[int], window: int) -> np.ndarray:
