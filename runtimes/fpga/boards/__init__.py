@@ -15,11 +15,15 @@ from ....errors import TargetError
 
 if TYPE_CHECKING:
     from ..link.framed import Accelerator
-    from .top import Top
+    from .toplevel import Top
 
 _FILES = {"ulx3s-85f": "ulx3s", "icebreaker": "icebreaker", "tangnano9k": "tangnano9k"}
 NAMES: tuple[str, ...] = tuple(_FILES)
 """Every board that the open tools build for."""
+
+
+SLACK = 0.1
+"""A clock may be that much slower than the one that was asked for: a PLL has a grid of them. It is never faster."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Board:
     high: tuple[str, ...] = field(default=())
 
     def pll(self, hz: float) -> Pll | None:
-        """The PLL for a clock of about ``hz``; nothing where the oscillator's own will do.
+        """The PLL for the fastest clock up to ``hz`` that it can make; nothing where the oscillator's own will do.
 
         Raises ``TargetError`` when the PLL cannot make it.
         """
@@ -93,9 +97,14 @@ def get(name: str) -> Board:
 
 def top(board: str | Board, accelerator: Accelerator, **options: Any) -> Top:
     """The top level for ``board``: clock, reset, UART, link and ``accelerator``; see ``Top``."""
-    from .top import Top
+    from .toplevel import Top
 
     return Top(get(board) if isinstance(board, str) else board, accelerator, **options)
+
+
+def fits(out: float, hz: float) -> bool:
+    """Whether a PLL's output is no faster than what was asked for."""
+    return out <= hz * (1 + 1e-6)
 
 
 def unreachable(board: str, oscillator: float, hz: float, low: float, high: float) -> TargetError:

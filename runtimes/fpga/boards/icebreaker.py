@@ -7,7 +7,7 @@ its limits FPGA-DS-02008.
 
 from __future__ import annotations
 
-from . import Board, Pll, unreachable
+from . import SLACK, Board, Pll, fits, unreachable
 
 BOARD = Board(
     name="icebreaker",
@@ -42,8 +42,8 @@ def pll(oscillator: float, hz: float) -> Pll:
             for shift in range(1, 7):
                 out = vco / 2**shift
                 rank = (abs(out - hz), divide, multiply, shift)
-                best = rank if _LOW <= out <= _HIGH and (best is None or rank < best) else best
-    if best is None or best[0] > 0.02 * hz:
+                best = rank if _LOW <= out <= _HIGH and fits(out, hz) and (best is None or rank < best) else best
+    if best is None or best[0] > hz * SLACK:
         raise unreachable(BOARD.name, oscillator, hz, _LOW, _HIGH)
     _, divide, multiply, shift = best
     detector = oscillator / (divide + 1)

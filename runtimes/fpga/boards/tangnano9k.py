@@ -7,7 +7,7 @@ Tools: yosys (``synth_gowin``), nextpnr-himbaechel-gowin, gowin_pack of Apicula.
 
 from __future__ import annotations
 
-from . import Board, Pll, unreachable
+from . import SLACK, Board, Pll, fits, unreachable
 
 BOARD = Board(
     name="tangnano9k",
@@ -40,9 +40,14 @@ def pll(oscillator: float, hz: float) -> Pll:
             out = oscillator / (divide + 1) * (multiply + 1)
             for post in _OUTPUT_DIVIDERS:
                 rank = (abs(out - hz), divide, multiply, post)
-                if _VCO[0] <= out * post <= _VCO[1] and _LOW <= out <= _HIGH and (best is None or rank < best):
+                if (
+                    _VCO[0] <= out * post <= _VCO[1]
+                    and _LOW <= out <= _HIGH
+                    and fits(out, hz)
+                    and (best is None or rank < best)
+                ):
                     best = rank
-    if best is None or best[0] > 0.02 * hz:
+    if best is None or best[0] > hz * SLACK:
         raise unreachable(BOARD.name, oscillator, hz, _LOW, _HIGH)
     _, divide, multiply, post = best
     six, four = ("FBDSEL", "IDSEL", "ODSEL"), ("PSDA", "DUTYDA", "FDLY")

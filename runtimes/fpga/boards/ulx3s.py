@@ -7,7 +7,7 @@ PLL: Lattice FPGA-DS-02012, "sysCLOCK PLL timing"; its dividers: FPGA-TN-02200.
 
 from __future__ import annotations
 
-from . import Board, Pll, unreachable
+from . import SLACK, Board, Pll, fits, unreachable
 
 BOARD = Board(
     name="ulx3s-85f",
@@ -25,7 +25,7 @@ BOARD = Board(
 
 _LOW, _HIGH = 10e6, 400e6
 _VCO = (400e6, 800e6)
-_PHASE_DETECTOR = (10e6, 400e6)
+_PHASE_DETECTOR = (3.125e6, 400e6)  # Project Trellis' ecppll goes by the same limits
 
 
 def pll(oscillator: float, hz: float) -> Pll:
@@ -37,11 +37,11 @@ def pll(oscillator: float, hz: float) -> Pll:
         for multiply in range(1, 81):
             out = oscillator / divide * multiply
             for post in range(1, 129):
-                if _VCO[0] <= out * post <= _VCO[1] and _LOW <= out <= _HIGH:
+                if _VCO[0] <= out * post <= _VCO[1] and _LOW <= out <= _HIGH and fits(out, hz):
                     # Of equal ones: the fastest phase detector, then a VCO in the middle.
                     rank = (abs(out - hz), divide + abs(out * post - 600e6) / 1e9, divide, multiply, post)
                     best = rank if best is None or rank < best else best
-    if best is None or best[0] > 0.02 * hz:
+    if best is None or best[0] > hz * SLACK:
         raise unreachable(BOARD.name, oscillator, hz, _LOW, _HIGH)
     _, _, divide, multiply, post = best
     return Pll(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import Any, Protocol
 
-from amaranth import Module, ResetInserter, Signal
+from amaranth import Cat, Module, ResetInserter, Signal
 from amaranth.back import verilog
 from amaranth.hdl import Shape
 from amaranth.lib import data, stream, wiring
@@ -14,7 +14,7 @@ from amaranth.lib.wiring import In, Out
 
 from ....errors import InputError
 from .buffer import PacketBuffer
-from .protocol import DESIGN_BYTES, HELLO, MAGIC, MAX_PAYLOAD, STATUS, VERSION
+from .protocol import DESIGN_BYTES, HELLO, MAGIC, MAX_PAYLOAD, VERSION
 from .receiver import JOB, Receiver
 from .transmitter import Transmitter
 from .widths import BytesToWords, WordsToBytes
@@ -23,7 +23,7 @@ PAYLOAD_BYTES = 1024
 """About how many bytes of images, or of results, one frame may hold; a single larger image or result is a frame too."""
 GAP_SECONDS = 0.05
 """How long the next byte of a frame may take. USB serial adapters hold bytes back for up to 16 ms."""
-_JOBS = 8
+_JOBS = 4
 
 
 class Accelerator(Protocol):
@@ -84,20 +84,20 @@ class Framed(wiring.Component):
         width_in, width_out = (Shape.cast(port.payload.shape()).width for port in (core.input, core.output))
         reset = Signal()
         m.submodules.receiver = receiver = Receiver(
-            self.image_bytes, self.result_bytes, self.max_payload, self.buffer_bytes, self.gap_cycles
+            self.image_bytes, self.result_bytes, self.max_payload, self.gap_cycles
         )
         buffer = PacketBuffer(self.buffer_bytes)
         words = BytesToWords(core.frame_in_bits, width_in)
         octets = WordsToBytes(core.frame_out_bits, width_out)
         jobs = SyncFIFO(width=JOB.size, depth=_JOBS)
         transmitter = Transmitter(self.hello)
-        # ``RESET`` throws away what all of these hold; its own job is written a cycle later.
+        # ``RESET`` throws away what all of these hold; its own job is written afterwards.
         for name, part in {
             "buffer": buffer, "words": words, "accelerator": core, "bytes": octets, "jobs": jobs,
             "transmitter": transmitter,
         }.items():  # fmt: skip
             m.submodules[name] = ResetInserter(reset)(part)
-        m.d.comb += reset.eq(receiver.reset)
+        m.d.sync += reset.eq(receiver.reset)
         wiring.connect(m, wiring.flipped(self.rx), receiver.input)
         wiring.connect(m, buffer.output, words.input)
         wiring.connect(m, octets.output, transmitter.results)
@@ -107,7 +107,7 @@ class Framed(wiring.Component):
             buffer.write.eq(receiver.write),
             buffer.commit.eq(receiver.commit),
             buffer.rollback.eq(receiver.rollback),
-            receiver.free.eq(buffer.free),
+            receiver.full.eq(buffer.full),
             jobs.w_data.eq(receiver.job.payload),
             jobs.w_en.eq(receiver.job.valid),
             receiver.job.ready.eq(jobs.w_rdy),
@@ -121,7 +121,7 @@ class Framed(wiring.Component):
             octets.input.valid.eq(core.output.valid),
             core.output.ready.eq(octets.input.ready),
         ]
-        self._count(m, receiver, transmitter)
+        self._count(m, reset, receiver, transmitter)
         return m
 
     def verilog(self) -> str:
@@ -137,10 +137,11 @@ class Framed(wiring.Component):
                 m.d.comb += inside.eq(outside) if into else outside.eq(inside)
         return verilog.convert(m, name="top", ports=list(ports.values()), strip_internal_attrs=True)
 
-    def _count(self, m: Module, receiver: Receiver, transmitter: Transmitter) -> None:
+    def _count(self, m: Module, reset: Signal, receiver: Receiver, transmitter: Transmitter) -> None:
         """The counters of ``STATUS``."""
         core = self.accelerator
-        cycles, last = Signal(32), Signal(32)
+        cycles = Signal(32)
+        last = Signal(32)
         with m.If(~self.busy):
             m.d.sync += [cycles.eq(1), self.busy.eq(core.input.valid & core.input.ready)]
         with m.Else():
@@ -149,7 +150,6 @@ class Framed(wiring.Component):
                 m.d.sync += last.eq(cycles + 1)
             with m.If(transmitter.done):
                 m.d.sync += self.busy.eq(0)
-        with m.If(receiver.reset):
+        with m.If(reset):
             m.d.sync += [self.busy.eq(0), last.eq(0)]
-        assert STATUS.size == 8
-        m.d.comb += transmitter.status.eq(last | receiver.good << 32 | receiver.bad << 48)
+        m.d.comb += transmitter.status.eq(Cat(last, receiver.good, receiver.bad))

@@ -47,9 +47,9 @@ HELLO = struct.Struct("<4sBBHI16sIII")
 """``b"XNOR"``, version, 0, most bytes of a payload, bytes of the board's buffer, the design's hash, bits of an image,
 bits of a result, clock in Hz."""
 MAGIC = b"XNOR"
-STATUS = struct.Struct("<IHH")
+STATUS = struct.Struct("<IBB")
 """Cycles from the first word into the accelerator to the last one out of it, of the last ``RUN``; frames that were good
-and that were not, since the last reset, modulo 65536."""
+and that were not, since the last reset, modulo 256."""
 
 
 class Command(IntEnum):

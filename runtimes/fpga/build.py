@@ -1,0 +1,217 @@
+"""From a board's top level to its bitstream: yosys, nextpnr, packer; the report of what it takes and how fast it is.
+
+Results are kept by the hash of everything that goes in: Verilog, constraints, options, versions of the tools.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import TargetError, ToolError
+from . import cache
+from .boards import Board
+from .resources import modules, used
+from .tools import NEXTPNR, PACK, YOSYS, Progress, run
+
+if TYPE_CHECKING:
+    from .boards.toplevel import Top
+
+_SECONDS = 4 * 3600.0
+_SYNTH = {"ecp5": "synth_ecp5", "ice40": "synth_ice40 -dsp", "gowin": "synth_gowin"}
+_SUFFIX = {"ecp5": "bit", "ice40": "bin", "gowin": "fs"}
+
+
+class FitError(TargetError):
+    """A design does not fit its chip. ``needs``: what it takes of each resource; ``has``: what the chip has."""
+
+    def __init__(self, board: str, needs: dict[str, int], has: dict[str, int]) -> None:
+        over = [
+            f"{count} {name} of {has[name]} ({100 * count / has[name] - 100:.0f} % more)"
+            for name, count in needs.items()
+            if count > has.get(name, count)
+        ]
+        super().__init__(f"the design does not fit board '{board}': it needs {', '.join(over) or 'more than there is'}")
+        self.needs, self.has = needs, has
+
+
+class TimingError(TargetError):
+    """A design is routed but slower than its clock. ``report`` is that of the build."""
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        wanted, reached = report["clock_mhz"], report["fmax_mhz"]
+        super().__init__(
+            f"the design reaches {reached:.1f} MHz on board '{report['board']}', its clock is {wanted:g} MHz: "
+            f"give it a clock of at most {int(reached)} MHz"
+        )
+        self.report = report
+
+
+@dataclass(frozen=True)
+class Build:
+    """A built design. ``report``: see ``build``; ``seconds``: what each tool took when it ran (nothing when cached)."""
+
+    bitstream: bytes
+    file: str
+    report: dict[str, Any]
+    verilog: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def build(
+    top: Top,
+    *,
+    options: str = "",
+    seed: int = 1,
+    allow_slow: bool = False,
+    progress: Progress | None = None,
+    seconds: float = _SECONDS,
+) -> Build:
+    """The bitstream of ``top``. ``options``: more for yosys' ``synth_<family>``; ``seed``: of the placer.
+
+    The report (plain JSON): ``board``, ``clock_mhz``, ``fmax_mhz`` (after routing), ``resources`` (name → used and
+    available), ``modules`` (path of a module → LUTs, carries, flip-flops, memories below it), ``critical_path``
+    (a line for each cell), ``tools``, ``bitstream`` (file, bytes). Raises ``FitError``, ``TimingError`` (unless
+    ``allow_slow``), ``ToolError``.
+    """
+    board, verilog = top.board, top.verilog()
+    suffix, constraints = board.constraints()
+    mhz = top.clock_hz / 1e6
+    versions = [tool.version() for tool in (YOSYS, NEXTPNR[board.family], PACK[board.family])]
+    name = cache.key(
+        {
+            "verilog": verilog,
+            "constraints": constraints,
+            "options": json.dumps([board.name, mhz, _SYNTH[board.family], options, seed, board.device, versions]),
+        }
+    )
+    taken: dict[str, float] = {}
+    if cache.find("build", name) is None:
+        with cache.fresh("build", name) as folder:
+            (folder / "top.v").write_text(verilog)
+            (folder / f"top.{suffix}").write_text(constraints)
+            _tools(board, folder, mhz, options, seed, progress, seconds, taken)
+            report = _report(board, folder, mhz, versions)
+            (folder / "report.json").write_text(json.dumps(report, indent=1))
+            for leftover in ("top.json", "routed.json", "top.config", "top.asc"):
+                (folder / leftover).unlink(missing_ok=True)
+    found = cache.find("build", name)
+    assert found is not None
+    report = json.loads((found / "report.json").read_text())
+    if report["fmax_mhz"] < mhz and not allow_slow:
+        raise TimingError(report)
+    file = f"top.{_SUFFIX[board.family]}"
+    return Build((found / file).read_bytes(), file, report, verilog, taken)
+
+
+def _tools(
+    board: Board, folder: Path, mhz: float, options: str, seed: int, progress: Progress | None, seconds: float,
+    taken: dict[str, float],
+) -> None:  # fmt: skip
+    """Synthesize, place and route, pack: files of fixed names in ``folder``."""
+    end = time.monotonic() + seconds
+
+    def step(tool: Any, *arguments: str) -> str:
+        started = time.monotonic()
+        text = run(tool, arguments, folder, f"{tool.name}.log", progress, max(1.0, end - started))
+        taken[tool.name] = round(time.monotonic() - started, 1)
+        return text
+
+    synth = f"{_SYNTH[board.family]} -top top {options}"
+    step(YOSYS, "-p", f"read_verilog top.v; {synth}; write_json top.json; tee -q -o stat.json stat -json")
+    needs = used(json.loads((folder / "stat.json").read_text()), board.family)
+    has = dict(board.capacity)
+    if any(count > has.get(name, count) for name, count in needs.items()):
+        raise FitError(board.name, needs, has)
+    suffix, _ = board.constraints()
+    route = [*board.device, "--json", "top.json", "--freq", f"{mhz:.6f}", "--seed", str(seed), "--timing-allow-fail"]
+    route += ["--report", "nextpnr.json", "--detailed-timing-report"]
+    if board.family == "ecp5":
+        route += ["--lpf", f"top.{suffix}", "--textcfg", "top.config"]
+    elif board.family == "ice40":
+        route += ["--pcf", f"top.{suffix}", "--asc", "top.asc"]
+    else:
+        route += ["--vopt", f"cst=top.{suffix}", "--write", "routed.json"]
+    try:
+        step(NEXTPNR[board.family], *route)
+    except ToolError:
+        fit = _overflow(board, (folder / f"{NEXTPNR[board.family].name}.log").read_text(errors="replace"))
+        if fit is not None:
+            raise fit from None
+        raise
+    if board.family == "ecp5":
+        step(PACK["ecp5"], "--compress", "--input", "top.config", "--bit", "top.bit")
+    elif board.family == "ice40":
+        step(PACK["ice40"], "top.asc", "top.bin")
+    else:
+        step(PACK["gowin"], "-d", "GW1N-9C", "-o", "top.fs", "routed.json")
+
+
+_UTILISATION = re.compile(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%", re.MULTILINE)
+
+
+def _overflow(board: Board, log: str) -> FitError | None:
+    """The error of a nextpnr that gave up because there is too little of something."""
+    counts = {name: (int(count), int(all_)) for name, count, all_ in _UTILISATION.findall(log)}
+    if any(count > all_ for count, all_ in counts.values()) or "no BELs remaining" in log or "Unable to place" in log:
+        return FitError(board.name, {n: c for n, (c, _) in counts.items()}, {n: a for n, (_, a) in counts.items()})
+    return None
+
+
+def _report(board: Board, folder: Path, mhz: float, versions: list[str]) -> dict[str, Any]:
+    routed = json.loads((folder / "nextpnr.json").read_text())
+    # The clock of the design is the slowest of those found: the oscillator's own drives nothing but the PLL.
+    clocks = {name: clock["achieved"] for name, clock in routed["fmax"].items()}
+    file = folder / f"top.{_SUFFIX[board.family]}"
+    slowest = min(clocks, key=lambda name: clocks[name]) if clocks else None
+    return {
+        "board": board.name,
+        "description": board.description,
+        "clock_mhz": mhz,
+        "fmax_mhz": round(clocks[slowest], 2) if slowest is not None else float("inf"),
+        "resources": {
+            name: {"used": entry["used"], "available": entry["available"]}
+            for name, entry in sorted(routed["utilization"].items())
+            if entry["used"]
+        },
+        "modules": modules(json.loads((folder / "top.json").read_text())),
+        "critical_path": _critical(routed, slowest),
+        "tools": versions,
+        "bitstream": {"file": file.name, "bytes": file.stat().st_size},
+    }
+
+
+def _critical(routed: dict[str, Any], clock: str | None) -> list[str]:
+    """The longest path within the design's clock, a line for each of its cells and wires."""
+    for path in routed.get("critical_paths", []):
+        if clock is not None and clock in path["from"] and clock in path["to"]:
+            return [
+                f"{part['delay']:.2f} ns {part['type']} {part['to'].get('cell') or part['from'].get('cell', '')}"
+                for part in path["path"]
+            ]
+    return []
+
+
+def table(report: dict[str, Any], depth: int = 3) -> str:
+    """A report for people: clock, resources, modules down to ``depth`` levels."""
+    lines = [
+        f"{report['board']} ({report['description']}): {report['fmax_mhz']:.1f} MHz after routing, "
+        f"clock {report['clock_mhz']:g} MHz",
+        "",
+        f"{'resource':<24}{'used':>8}{'of':>8}{'%':>6}",
+    ]
+    for name, entry in report["resources"].items():
+        share = 100 * entry["used"] / max(1, entry["available"])
+        lines.append(f"{name:<24}{entry['used']:>8}{entry['available']:>8}{share:>6.0f}")
+    kinds = list(dict.fromkeys(kind for counts in report["modules"].values() for kind in counts))
+    lines += ["", f"{'module':<44}" + "".join(f"{kind:>9}" for kind in kinds)]
+    for path, counts in report["modules"].items():
+        level = path.count(".") + (path != "")
+        if level <= depth:
+            shown = "  " * level + (path.rsplit(".", 1)[-1] or "top")
+            lines.append(f"{shown:<44}" + "".join(f"{counts.get(kind, 0):>9}" for kind in kinds))
+    return "\n".join(lines) + "\n"
