@@ -1,0 +1,63 @@
+"""What the FPGA computes, stage by stage, before anything is decided about hardware.
+
+Between stages flows a stream of *elements*, a few bits each, lowest bit first: pixel after pixel in raster order, the
+elements of a pixel in the order of its channels. A vector is one pixel. Each stage has a ``reference`` in NumPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .units.matvec import Product
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A stream: ``height · width`` pixels of ``channels`` elements of ``bits`` bits."""
+
+    height: int
+    width: int
+    channels: int
+    bits: int = 1
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of one image."""
+        return self.height * self.width
+
+    @property
+    def frame_bits(self) -> int:
+        """Bits of one image."""
+        return self.pixels * self.channels * self.bits
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One step of the pipeline. ``name``: a Verilog identifier; ``nodes``: those of the packed model that it computes."""
+
+    name: str
+    nodes: tuple[str, ...]
+    source: Flow
+    result: Flow
+
+    def reference(self, x: np.ndarray) -> np.ndarray:
+        """Elements int64 ``[height, width, channels]`` to elements."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Multiply(Stage):
+    """A matrix-vector product (and thresholds) for every pixel."""
+
+    product: Product
+
+    @property
+    def macs(self) -> int:
+        """Multiplications and additions of one image."""
+        return self.source.pixels * self.product.rows * self.product.columns
+
+    def reference(self, x: np.ndarray) -> np.ndarray:
+        """See ``Product.reference``."""
+        return self.product.reference(x)

@@ -1,0 +1,74 @@
+"""Between streams of different word widths."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+
+class Widen(wiring.Component):
+    """Puts ``ratio`` words of ``width`` bits into one, the first lowest."""
+
+    def __init__(self, width: int, ratio: int) -> None:
+        self.width, self.ratio = width, ratio
+        super().__init__({"input": In(stream.Signature(width)), "output": Out(stream.Signature(width * ratio))})
+
+    def elaborate(self, platform: object) -> Module:
+        """See the class."""
+        m = Module()
+        kept = Signal(self.width * (self.ratio - 1), reset_less=True)
+        place = Signal(range(self.ratio))
+        last, free = place == self.ratio - 1, ~self.output.valid | self.output.ready
+        m.d.comb += self.input.ready.eq(~last | free)
+        with m.If(self.output.ready):
+            m.d.sync += self.output.valid.eq(0)
+        with m.If(self.input.valid & self.input.ready):
+            m.d.sync += kept.eq(Cat(kept, self.input.payload)[self.width :])
+            with m.If(last):
+                m.d.sync += [
+                    self.output.payload.eq(Cat(kept, self.input.payload)), self.output.valid.eq(1), place.eq(0),
+                ]  # fmt: skip
+            with m.Else():
+                m.d.sync += place.eq(place + 1)
+        return m
+
+
+class Narrow(wiring.Component):
+    """Cuts a word into ``ratio`` words of ``width`` bits, lowest first."""
+
+    def __init__(self, width: int, ratio: int) -> None:
+        self.width, self.ratio = width, ratio
+        super().__init__({"input": In(stream.Signature(width * ratio)), "output": Out(stream.Signature(width))})
+
+    def elaborate(self, platform: object) -> Module:
+        """See the class."""
+        m = Module()
+        kept = Signal(self.width * self.ratio, reset_less=True)
+        left = Signal(range(self.ratio + 1))
+        m.d.comb += [
+            self.output.payload.eq(kept[: self.width]),
+            self.output.valid.eq(left != 0),
+            self.input.ready.eq((left == 0) | ((left == 1) & self.output.ready)),
+        ]
+        with m.If(self.input.valid & self.input.ready):
+            m.d.sync += [kept.eq(self.input.payload), left.eq(self.ratio)]
+        with m.Elif(self.output.valid & self.output.ready):
+            m.d.sync += [kept.eq(kept[self.width :]), left.eq(left - 1)]
+        return m
+
+
+def converters(source: int, result: int) -> list[wiring.Component]:
+    """Units that take words of ``source`` bits to words of ``result`` bits, bit order kept; none where they are equal.
+
+    Where neither divides the other, words pass through the greatest common divisor.
+    """
+    from math import gcd
+
+    common = gcd(source, result)
+    units: list[wiring.Component] = []
+    if source != common:
+        units.append(Narrow(common, source // common))
+    if result != common:
+        units.append(Widen(common, result // common))
+    return units
