@@ -17,14 +17,14 @@ import onnx
 
 from . import __version__, golden, targets
 from .calibrate import choose
-from .errors import InputError, ModelError
+from .errors import InputError, ModelError, TargetError
 from .model import prepare, read_model, save_model, source_names
 from .operations import Operations, of_float_model, of_packed_model
 from .package import GOLDEN, MAX_MODEL_INCLUDED, MODEL, PACKED, REPORT, Package, golden_bytes, model_bytes
 from .passes import Optimized, Options, Record, Status
 from .passes import optimize as run_passes
 from .samples import split
-from .targets import Target
+from .targets import FpgaOptions, Target
 
 Model: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 Progress = Callable[[str], None]
@@ -143,6 +143,7 @@ def compile(
     calibration: Mapping[str, np.ndarray] | None = None,
     name: str | None = None,
     golden_inputs: Mapping[str, np.ndarray] | None = None,
+    fpga: FpgaOptions | None = None,
     progress: Progress | None = None,
 ) -> Package:
     """Compile a model for a target, and write the package to ``output`` if given.
@@ -150,7 +151,7 @@ def compile(
     ``shapes``, ``sign_zero``, ``float_layers`` and ``calibration`` are those of ``optimize``.
     ``name`` (default: after the file) names the library and its C functions. ``golden_inputs`` are samples to keep in the
     package with the original model's outputs, by input name, the first axis counting samples; by default they are a few
-    seeded random ones. ``progress`` is called with the name of each stage as it begins.
+    seeded random ones. ``fpga``: choices for an FPGA board. ``progress`` is called with the name of each stage as it begins.
 
     Raises ``TargetError``, ``ModelError`` or ``UnsupportedError`` (naming the node) when this model cannot be compiled
     for this target, ``InputError`` when the golden inputs do not fit, ``ToolError`` when the C compiler fails.
@@ -163,11 +164,41 @@ def compile(
     options = _options(given, sign_zero, float_layers, calibration, say)
     packed = _packed(given, options, False, lambda stage: say(f"pass {stage}"))
     original = model.SerializeToString(deterministic=True) if isinstance(model, onnx.ModelProto) else model_bytes(model)
-    package = assemble(given, original, packed, chosen, title, golden_inputs, output, say)
+    package = assemble(given, original, packed, chosen, title, golden_inputs, output, say, fpga=fpga)
     if output is not None:
         say("writing the package")
         package.save(output)
     return package
+
+
+def estimate(
+    model: Model,
+    target: str,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    sign_zero: int | None = None,
+    fpga: FpgaOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What a model would take on an FPGA board and how fast it would run there, in seconds and without building anything.
+
+    Gives ``interval_cycles``, ``latency_cycles``, ``fps``, ``luts``, ``blocks``, ``stages`` (one a unit), ``cpu`` (nodes that
+    stay on the CPU) and ``reasons``. Raises ``TargetError`` when ``target`` is no board or the model does not fit it,
+    ``UnsupportedError`` when no layer can run there.
+    """
+    from .runtimes.fpga.board_compile import estimate as board_estimate
+    from .runtimes.fpga.boards import get as board_of
+
+    if not targets.get(target).is_fpga:
+        raise TargetError(f"target '{target}' is no FPGA board: --estimate is for {', '.join(targets.BOARDS)}")
+    given = _read(model, shapes)
+    packed = _packed(given, Options(sign_zero=sign_zero), False, progress)
+    board = board_of(target)
+    cut, found = board_estimate(packed.model, board, fpga or FpgaOptions())
+    left = [node.name for node in packed.model.graph.node if node.name not in set(cut.nodes)]
+    return {
+        "board": board.name, "capacity": dict(board.capacity), **found.to_dict(), "cpu": left, "reasons": cut.reasons,
+    }  # fmt: skip
 
 
 def assemble(
@@ -180,19 +211,26 @@ def assemble(
     output: str | os.PathLike[str] | None,
     say: Progress,
     facts: Mapping[str, Any] | None = None,
+    fpga: FpgaOptions | None = None,
 ) -> Package:
     """Lower a packed model and put the package together, in memory; raises as ``compile`` does.
 
     ``given`` is the model that ``packed`` was made of, as the passes read it, ``original`` its bytes; ``facts`` go into the
     manifest.
     """
-    from .lower.build import compile_model
+    if target.is_fpga:
+        from .runtimes.fpga.board_compile import compile_for_board
+        from .runtimes.fpga.boards import get as board_of
 
-    built = compile_model(packed.model, target, name, say)
+        built = compile_for_board(packed.model, board_of(target.name), name, fpga or FpgaOptions(), say)
+    else:
+        from .lower.build import compile_model
+
+        built = compile_model(packed.model, target, name, say)
     say("computing golden outputs")
     kept = _golden(given, golden_inputs)
     included = len(original) <= MAX_MODEL_INCLUDED
-    members = {f"lib/{file}": data for file, data in built.members.items()}
+    members = dict(built.members) if target.is_fpga else {f"lib/{file}": data for file, data in built.members.items()}
     members[PACKED] = packed.model.SerializeToString(deterministic=True)
     members[REPORT] = json.dumps(_explanation(given, packed).to_dict(), indent=1, sort_keys=True).encode()
     members[GOLDEN] = golden_bytes(*kept)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import PackageError
-from .targets import NAMES
+from .targets import BOARDS, NAMES
 
 FORMAT = 1
 """Version of the package format that this xnorc writes and reads."""
@@ -62,8 +62,8 @@ def check(manifest: object) -> None:
     if not _IDENTIFIER.fullmatch(name):
         raise PackageError(f"name {name[:60]!r} is not an identifier")
     target = _text(top.get("target"), "target")
-    if target not in NAMES:
-        raise PackageError(f"unknown target {target[:60]!r}, this xnorc knows {', '.join(NAMES)}")
+    if target not in (*NAMES, *BOARDS):
+        raise PackageError(f"unknown target {target[:60]!r}, this xnorc knows {', '.join((*NAMES, *BOARDS))}")
     count = _tensors(top.get("tensors"))
     for key in ("inputs", "outputs"):
         if not _indices(top.get(key), key, count):
@@ -80,6 +80,8 @@ def check(manifest: object) -> None:
     if choices.get("float_layers") not in (None, "float32", "int8"):
         raise PackageError("choices.float_layers must be 'float32' or 'int8'")
     _files(top.get("files"))
+    if target in BOARDS:
+        _fpga(_mapping(top.get("fpga"), "fpga"))
     if "machine" in top:
         machine = _mapping(top["machine"], "machine")
         _text(machine.get("arch"), "machine.arch")
@@ -91,6 +93,29 @@ def check(manifest: object) -> None:
         _whole(model.get("bytes"), "model.bytes", 0, 1 << 40)
         if not isinstance(model.get("included"), bool):
             raise PackageError("'model.included' must be true or false")
+
+
+def _fpga(design: dict[str, Any]) -> None:
+    """What the devices of FPGA boards rely on; manifests of head and tail are checked when they are opened."""
+    if design.get("board") not in BOARDS:
+        raise PackageError(f"'fpga.board' must be one of {', '.join(BOARDS)}")
+    if not re.fullmatch(r"[0-9a-f]{32}", _text(design.get("design"), "fpga.design")):
+        raise PackageError("'fpga.design' is not 32 hexadecimal digits")
+    for key in ("baud", "input_width", "output_width", "frame_in_bits", "frame_out_bits"):
+        _whole(design.get(key), f"fpga.{key}", 1, 1 << 32)
+    for key in ("source", "result"):
+        port = _mapping(design.get(key), f"fpga.{key}")
+        _text(port.get("tensor"), f"fpga.{key}.tensor")
+        for size in ("pixels", "channels", "bits"):
+            _whole(port.get(size), f"fpga.{key}.{size}", 1, 1 << 32)
+    guess = _mapping(design.get("estimate"), "fpga.estimate")
+    for key in ("interval_cycles", "latency_cycles"):
+        _whole(guess.get(key), f"fpga.estimate.{key}", 1, 1 << 48)
+    if not isinstance(guess.get("clock_hz"), (int, float)) or not guess["clock_hz"] > 0:
+        raise PackageError("'fpga.estimate.clock_hz' must be a positive number")
+    for key in ("head", "tail"):
+        if design.get(key) is not None:
+            _mapping(design[key], f"fpga.{key}")
 
 
 def _tensors(value: object) -> int:

@@ -4,6 +4,7 @@
     model.onnx      the model as given (may be left out when large; its hash stays)
     packed.onnx     after the passes
     lib/            lib<name>.so  lib<name>.a  <name>.h  runner
+    rtl/            accelerator.v, for an FPGA board in place of lib/, and head/lib/, tail/lib/ for the CPU beside it
     golden/         golden.npz: arrays ``input/<name>`` and ``output/<name>``, each with a leading axis of samples
     report.json     what the passes did, node by node
 
@@ -29,7 +30,7 @@ from . import manifest as _manifest
 from .errors import DeviceError, InputError, ModelError, PackageError
 from .files import atomic_write, npz_bytes, parse_npz, read_bytes, zip_bytes
 from .manifest import FORMAT, MANIFEST, MAX_MANIFEST
-from .targets import Target, get
+from .targets import BOARDS, Target, get
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from .runtimes.result import ValidationResult
 
 MODEL, PACKED, REPORT, GOLDEN, RUNNER = "model.onnx", "packed.onnx", "report.json", "golden/golden.npz", "lib/runner"
-REQUIRED = (PACKED, REPORT, GOLDEN, RUNNER)
+RTL = "rtl/accelerator.v"
+REQUIRED = (PACKED, REPORT, GOLDEN)
 MAX_FILE = 2 << 30
 MAX_TOTAL = 2 << 30
 """Most bytes of all members together, decompressed."""
@@ -137,7 +139,13 @@ class Package:
         return [self.manifest["tensors"][index] for index in self.manifest[key]]
 
     def device_bytes(self) -> int:
-        """Bytes that a device needs: the static runner, which holds the weights, the kernels and the C runtime."""
+        """Bytes that a device needs: the static runner, which holds the weights, the kernels and the C runtime.
+
+        For an FPGA board: the bitstream, or the Verilog where none was built.
+        """
+        if self.target.is_fpga:
+            streams = [name for name in self.members if name.startswith("bitstream/top.")]
+            return len(self.member(streams[0] if streams else RTL))
         return len(self.member(RUNNER))
 
     def run(
@@ -285,7 +293,8 @@ def _check_names(present: list[str], manifest: Mapping[str, Any], path: str) -> 
     for name in listed:
         if not _NAME.fullmatch(name) or name == MANIFEST:
             raise PackageError(f"package '{path}': forbidden member name {name[:80]!r} in {MANIFEST}")
-    for name in sorted(listed - set(present)) + sorted(set(REQUIRED) - listed):
+    required = {*REQUIRED, RTL if manifest["target"] in BOARDS else RUNNER}
+    for name in sorted(listed - set(present)) + sorted(required - listed):
         raise PackageError(f"package '{path}': member '{name}' is missing")
     for name in sorted(set(present) - listed - {MANIFEST}):
         raise PackageError(f"package '{path}': member '{name}' is not in {MANIFEST}")

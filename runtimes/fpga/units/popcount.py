@@ -108,9 +108,10 @@ class ProcessingElement(wiring.Component):
     """One row: ``result = offset + sum over the words of a vector of (number of bits where x and w agree)``.
 
     A word may enter with every cycle. ``valid``, ``fresh`` and ``offset`` belong to the word whose sum is ready,
-    ``tree.depth`` cycles after it entered; the sum starts there, where ``fresh``, at ``offset`` (whose bits beyond those of the count make a comparison: begin at
-    2^n − threshold and bit n of the result says whether the count reached it). The result with that word is there a cycle
-    later. With constant weights ``x`` are the sums of the tree's groups, made by ``Leaves``, two bits for a group of three.
+    ``tree.depth`` cycles after it entered; the sum starts there, where ``fresh``, at ``offset``. (Bits beyond those of the
+    count make a comparison: begin at 2^n − threshold, and bit n of the result says whether the count reached it.) The
+    result with that word is there a cycle later. With constant weights ``x`` are the sums of the tree's groups, made by
+    ``Leaves``, two bits for a group of three.
     """
 
     def __init__(self, bits: int, width: int, weights: Weights, technology: Technology) -> None:

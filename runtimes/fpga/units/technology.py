@@ -70,9 +70,7 @@ class Technology:
         if kind not in self.shared:
             self.shared[kind] = _accumulator(kind, len(addend), len(sofar))
         total = Signal(len(sofar), name=f"{name}_total")
-        m.submodules[name] = Instance(
-            kind, i_addend=addend, i_sofar=sofar, i_go_on=go_on, i_start=begin, o_total=total
-        )
+        m.submodules[name] = Instance(kind, i_addend=addend, i_sofar=sofar, i_go_on=go_on, i_start=begin, o_total=total)
         return total
 
     def place(self, m: Module, make: Callable[[], wiring.Component], name: str, kind: str) -> Any:
@@ -105,9 +103,7 @@ def _adder(kind: str, left: int, right: int, width: int, form: str) -> str:
     """Verilog of ``left + right`` and a carry: none, a bit, or the XNOR of two."""
     extra = {"": "", "_carry": ", input carry", "_xnor": ", input x, input w"}[form]
     value = {"": "", "_carry": " + carry", "_xnor": " + {x ~^ w}"}[form]
-    positions = [
-        (_ADD, _bit("left", i, left), _bit("right", i, right), "1'b0", "1'b1") for i in range(width)
-    ]
+    positions = [(_ADD, _bit("left", i, left), _bit("right", i, right), "1'b0", "1'b1") for i in range(width)]
     skip = bool(form)
     if form:
         first = (_XNOR_CARRY, "x", "w") if form == "_xnor" else (_BIT_CARRY, "carry", "1'b0")
@@ -120,9 +116,7 @@ def _adder(kind: str, left: int, right: int, width: int, form: str) -> str:
 
 def _accumulator(kind: str, addend: int, width: int) -> str:
     """Verilog of an addend and either the sum so far or a start."""
-    positions = [
-        (_ACCUMULATE, _bit("addend", i, addend), f"sofar[{i}]", "go_on", f"start[{i}]") for i in range(width)
-    ]
+    positions = [(_ACCUMULATE, _bit("addend", i, addend), f"sofar[{i}]", "go_on", f"start[{i}]") for i in range(width)]
     span = f"[{width - 1}:0]"
     return (
         f"module {kind}(input [{addend - 1}:0] addend, input {span} sofar, input go_on, input {span} start,\n"
@@ -137,7 +131,7 @@ def _choice(positions: list[tuple[int, str, str, str, str]], width: int, skip: b
     cells = []
     for i in range(0, len(positions), 2):
         parts = []
-        for half, (init, a, b, c, d) in enumerate(positions[i : i + 2]):
+        for half, (_, a, b, c, d) in enumerate(positions[i : i + 2]):
             place = i + half - skip
             out = f"total[{place}]" if 0 <= place < width else ""
             parts.append(f".A{half}({a}), .B{half}({b}), .C{half}({c}), .D{half}({d}), .S{half}({out})")

@@ -35,17 +35,28 @@ def build(
     it is that of ``Framed.verilog``, and bytes take a cycle each. ``progress`` is called with a word
     for each step. Raises ``ToolError`` when a tool is missing or refuses the design.
     """
+    defines = [] if cycles_per_bit is None else [f"-DXNORC_CYCLES={cycles_per_bit}"]
+    defines += ["-DXNORC_RESET_LOW"] if reset_low else []
+    return build_program(verilog, "top", (_HERE / "main.cpp").read_text(), defines, progress)
+
+
+def build_program(
+    verilog: str,
+    top: str,
+    main: str,
+    defines: Sequence[str] = (),
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """A program that runs the module ``top`` of ``verilog``, as class ``Vtop``, from the C++ text ``main``; see ``build``."""
     root = verilator_root()
     compiler = cxx()
     version = _version(root)
-    defines = [] if cycles_per_bit is None else [f"-DXNORC_CYCLES={cycles_per_bit}"]
-    defines += ["-DXNORC_RESET_LOW"] if reset_low else []
     name = cache.key(
         {
             "verilog": verilog,
             "cells": (_HERE / "cells.v").read_bytes(),
-            "main": (_HERE / "main.cpp").read_bytes(),
-            "tools": f"{version} {compiler} {_FLAGS} {defines}",
+            "main": main,
+            "tools": f"{version} {compiler} {_FLAGS} {[*defines]} {top}",
         }
     )
     if found := cache.find("verilated", name):
@@ -54,8 +65,9 @@ def build(
     runtime = _runtime(root, compiler, version, report)
     with cache.fresh("verilated", name) as folder:
         (folder / "top.v").write_text(verilog)
+        (folder / "main.cpp").write_text(main)
         report("verilator")
-        command = [str(root / "bin" / "verilator_bin"), "--cc", "-O3", "--top-module", "top", "--prefix", "Vtop"]
+        command = [str(root / "bin" / "verilator_bin"), "--cc", "-O3", "--top-module", top, "--prefix", "Vtop"]
         command += ["--x-assign", "fast", "--x-initial", "fast", "--no-timing", "-Wno-fatal", "-Wno-lint", "-Wno-style"]
         command += ["--output-split", "20000", "--Mdir", "sources", "top.v", str(_HERE / "cells.v")]
         _run("verilator", command, folder, {"VERILATOR_ROOT": str(root)})
@@ -66,9 +78,9 @@ def build(
             for number, _ in enumerate(pool.map(lambda each: _run("the C++ compiler", each, folder), compiled)):
                 report(f"C++ {number + 1} of {len(bundles)}")
         objects = [f"{Path(bundle).stem}.o" for bundle in bundles]
-        link = [*compiler, _FAST, *_FLAGS, *defines, *include, str(_HERE / "main.cpp"), *objects, *map(str, runtime)]
+        link = [*compiler, _FAST, *_FLAGS, *defines, *include, "main.cpp", *objects, *map(str, runtime)]
         _run("the C++ compiler", [*link, "-o", "board", "-lpthread"], folder)
-        for path in [folder / "sources", *(folder / file for file in (*bundles, *objects))]:
+        for path in [folder / "sources", *(folder / file for file in (*bundles, *objects, "main.cpp"))]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     found = cache.find("verilated", name)
     assert found is not None

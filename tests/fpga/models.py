@@ -1,0 +1,53 @@
+"""Small packed networks for the FPGA, made without torch."""
+
+import itertools
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+
+def sign(name, output):
+    """x >= 0 as ±1, the way exporters write it."""
+    return [
+        helper.make_node("GreaterOrEqual", [name, "zero"], [f"{output}_at_least"]),
+        helper.make_node("Where", [f"{output}_at_least", "one", "minus"], [output]),
+    ]
+
+
+def batch_norm(name, output, channels, random, constants):
+    """Inference batch norm with scales of both signs."""
+    values = {
+        "scale": random.normal(size=channels), "bias": random.normal(size=channels) * 0.3,
+        "mean": random.normal(size=channels) * 2, "var": random.uniform(2, 30, channels),
+    }  # fmt: skip
+    for key, value in values.items():
+        constants[f"{output}_{key}"] = value.astype(np.float32)
+    return helper.make_node("BatchNormalization", [name, *(f"{output}_{key}" for key in values)], [output])
+
+
+def finish(nodes, constants, input_shape, output, output_shape):
+    """A checked model of ``image`` → ``output``."""
+    constants |= {"zero": np.float32(0), "one": np.float32(1), "minus": np.float32(-1)}
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("image", TensorProto.FLOAT, input_shape)],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, output_shape)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 9
+    onnx.checker.check_model(model)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def mlp(sizes=(48, 24, 16, 10), seed=0):
+    """A network of dense ±1 layers, batch norms and signs."""
+    random = np.random.default_rng(seed)
+    nodes, constants, name = [], {}, "image"
+    for number, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+        constants[f"w{number}"] = random.choice([-1.0, 1.0], (inputs, outputs)).astype(np.float32)
+        nodes += sign(name, f"s{number}")
+        nodes.append(helper.make_node("MatMul", [f"s{number}", f"w{number}"], [f"a{number}"], name=f"fc{number}"))
+        nodes.append(batch_norm(f"a{number}", f"b{number}", outputs, random, constants))
+        name = f"b{number}"
+    return finish(nodes, constants, [1, sizes[0]], name, [1, sizes[-1]])

