@@ -184,7 +184,8 @@ def start(network: Network, model: onnx.ModelProto, feeds: dict[str, np.ndarray]
 def measure(network: Network, args: argparse.Namespace) -> dict[str, Any]:
     """One network on all engines, in turns."""
     module, inputs = make(network), network.inputs()
-    model = xnorc.export(module, inputs).model
+    # Quantizers of random networks have values on their edges: what is run is checked layer by layer, below.
+    model = xnorc.export(module, inputs, check=False).model
     feeds = {info.name: value.numpy() for info, value in zip(model.graph.input, inputs, strict=True)}
     with tempfile.TemporaryDirectory() as temporary:
         engines, missing = start(network, model, feeds, args, Path(temporary))
@@ -207,7 +208,7 @@ def measure(network: Network, args: argparse.Namespace) -> dict[str, Any]:
                 steps = ours.package.manifest["steps"]
                 record["macs"] = sum(step["macs"] for step in steps)
                 record["memory"] = {k: v for k, v in ours.package.manifest["memory"].items() if k != "plan"}
-                result = ours.package.validate("host")
+                result = ours.package.validate("host", model=model)
                 record["validated"] = bool(result.ok)
         finally:
             for engine in engines.values():
@@ -293,6 +294,9 @@ def main() -> None:
     print(f"ceiling of one core: {facts['ceiling']}")
     for name in args.models:
         facts["networks"][name] = measure(NETWORKS[name], args)
+        again = ceilings()  # of several tries the best: another program may have had the core
+        if facts["ceiling"] is not None and again is not None:
+            facts["ceiling"] = {key: max(value, again[key]) for key, value in facts["ceiling"].items()}
         say(facts["networks"][name], facts["ceiling"])
         if args.json:
             args.json.write_text(page.text(facts))

@@ -1,30 +1,34 @@
 /* A static pool of threads for TVM's parallel loops, or the same calls on one thread.
  *
- * The calling thread is member 0 of the team and member t runs the tasks t, t + team, t + 2*team, ... Workers spin for
- * a moment after a launch, because the next layer's launch follows soon, and then sleep on a condition. */
+ * A launch is cut into a few tasks for each thread, and the calling thread and its workers take them one by one: a thread
+ * that has the core to itself takes more, and one that does not get a core in time takes none and is not waited for.
+ * Workers spin for a moment after a launch, because the next layer's launch follows soon, and then sleep on a condition.
+ *
+ * A worker enters a launch by adding itself to `active` and then reading `open`; the caller ends it by clearing `open` and
+ * then waiting until `active` is 0. So either the worker sees that it came too late, or the caller waits for it. */
 #ifndef XNORC_NO_THREADS_SUPPORT
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <unistd.h>
 #endif
 
 #include "internal.h"
 
-static int run_tasks(FTVMParallelLambda lambda, void *cdata, TVMParallelGroupEnv *env, int first, int step) {
-    int failed = 0;
-    for (int task = first; task < env->num_task; task += step) failed |= lambda(task, env, cdata) != 0;
-    return failed ? -1 : 0;
-}
-
 static int run_serial(FTVMParallelLambda lambda, void *cdata, int num_task) {
     TVMParallelGroupEnv env = {NULL, num_task > 0 ? num_task : 1};
     uint32_t team = xnorc_i_work.team;
     xnorc_i_work.team = 1;
-    int result = run_tasks(lambda, cdata, &env, 0, 1);
+    int failed = 0;
+    for (int task = 0; task < env.num_task; task++) failed |= lambda(task, &env, cdata) != 0;
     xnorc_i_work.team = team;
-    return result;
+    return failed ? -1 : 0;
+}
+
+/* Tasks are taken one after the other by whoever is free: they cannot meet. No kernel of xnorc asks them to. */
+int TVMBackendParallelBarrier(int task_id, TVMParallelGroupEnv *penv) {
+    (void)task_id;
+    return penv->num_task == 1 ? 0 : -1;
 }
 
 #ifdef XNORC_NO_THREADS_SUPPORT
@@ -40,14 +44,9 @@ int TVMBackendParallelLaunch(FTVMParallelLambda flambda, void *cdata, int num_ta
     return run_serial(flambda, cdata, num_task);
 }
 
-int TVMBackendParallelBarrier(int task_id, TVMParallelGroupEnv *penv) {
-    (void)task_id;
-    return penv->num_task == 1 ? 0 : -1; /* the other tasks have not begun: there is nothing right to do */
-}
-
 #else
 
-enum { SPINS = 2000, STACK_BYTES = 256 * 1024 };
+enum { SPINS = 2000, STACK_BYTES = 256 * 1024, SHARE = 4 /* tasks for each thread, where a kernel leaves it open */ };
 
 static struct {
     pthread_mutex_t control; /* held while the pool is resized, and by the one launch that uses it */
@@ -55,16 +54,15 @@ static struct {
     pthread_cond_t wake, done;
     pthread_t workers[XNORC_MOST_THREADS - 1];
     atomic_uint threads; /* workers + 1 */
-    atomic_uint generation, pending;
-    atomic_int failed, exhausted;
-    int stop;
+    atomic_uint generation;
+    atomic_int open, active, next, failed, exhausted, stop;
+    /* What follows belongs to the open launch: it changes only while none is open and no worker is active. */
     uint32_t team;
     FTVMParallelLambda lambda;
     void *cdata;
     TVMParallelGroupEnv env;
     uint8_t *workspace;
     uint64_t workspace_size;
-    atomic_uint arrived, phase; /* of the barrier */
 } pool = {.control = PTHREAD_MUTEX_INITIALIZER,
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER,
@@ -81,6 +79,15 @@ static inline void relax(void) {
 
 uint32_t xnorc_i_threads(void) { return atomic_load(&pool.threads); }
 
+/* Run tasks of the open launch until none is left. */
+static void take_tasks(void) {
+    for (;;) {
+        int task = atomic_fetch_add(&pool.next, 1);
+        if (task >= pool.env.num_task) return;
+        if (pool.lambda(task, &pool.env, pool.cdata)) atomic_store(&pool.failed, 1);
+    }
+}
+
 static void *work(void *argument) {
     uint32_t index = (uint32_t)(uintptr_t)argument;
     unsigned seen = 0; /* a new pool starts at generation 0 */
@@ -92,15 +99,16 @@ static void *work(void *argument) {
             pthread_mutex_unlock(&pool.lock);
         }
         seen = atomic_load(&pool.generation);
-        if (pool.stop) return NULL;
-        if (index < pool.team) {
+        if (atomic_load(&pool.stop)) return NULL;
+        atomic_fetch_add(&pool.active, 1);
+        if (atomic_load(&pool.open) && index < pool.team) {
             xnorc_i_work = (xnorc_i_workspace){.base = pool.workspace + index * pool.workspace_size,
                                                .size = pool.workspace_size,
                                                .team = 1};
-            if (run_tasks(pool.lambda, pool.cdata, &pool.env, (int)index, (int)pool.team)) atomic_store(&pool.failed, 1);
+            take_tasks();
             if (xnorc_i_work.exhausted) atomic_store(&pool.exhausted, 1);
         }
-        if (atomic_fetch_sub(&pool.pending, 1) == 1) {
+        if (atomic_fetch_sub(&pool.active, 1) == 1 && !atomic_load(&pool.open)) {
             pthread_mutex_lock(&pool.lock);
             pthread_cond_signal(&pool.done);
             pthread_mutex_unlock(&pool.lock);
@@ -117,10 +125,10 @@ static void next_generation(void) {
 
 static void stop_workers(void) {
     uint32_t workers = atomic_load(&pool.threads) - 1;
-    pool.stop = 1;
+    atomic_store(&pool.stop, 1);
     next_generation();
     for (uint32_t i = 0; i < workers; i++) pthread_join(pool.workers[i], NULL);
-    pool.stop = 0;
+    atomic_store(&pool.stop, 0);
     atomic_store(&pool.generation, 0);
     atomic_store(&pool.threads, 1);
 }
@@ -162,48 +170,32 @@ int TVMBackendParallelLaunch(FTVMParallelLambda flambda, void *cdata, int num_ta
     pool.team = team;
     pool.lambda = flambda;
     pool.cdata = cdata;
-    pool.env = (TVMParallelGroupEnv){&pool, num_task > 0 ? num_task : (int)team};
+    pool.env = (TVMParallelGroupEnv){&pool, num_task > 0 ? num_task : (int)team * SHARE};
     pool.workspace = mine->base;
     pool.workspace_size = mine->size;
     atomic_store(&pool.failed, 0);
     atomic_store(&pool.exhausted, 0);
-    atomic_store(&pool.arrived, 0);
-    atomic_store(&pool.pending, atomic_load(&pool.threads) - 1);
+    atomic_store(&pool.next, 0);
+    atomic_store(&pool.open, 1);
     next_generation();
 
     uint32_t before = mine->team;
     mine->team = 1;
-    int result = run_tasks(flambda, cdata, &pool.env, 0, (int)team);
+    take_tasks();
     mine->team = before;
 
-    for (int spin = 0; spin < SPINS && atomic_load(&pool.pending); spin++) relax();
-    if (atomic_load(&pool.pending)) {
+    atomic_store(&pool.open, 0);
+    for (int spin = 0; spin < SPINS && atomic_load(&pool.active); spin++) relax();
+    if (atomic_load(&pool.active)) {
         pthread_mutex_lock(&pool.lock);
-        while (atomic_load(&pool.pending)) pthread_cond_wait(&pool.done, &pool.lock);
+        while (atomic_load(&pool.active)) pthread_cond_wait(&pool.done, &pool.lock);
         pthread_mutex_unlock(&pool.lock);
     }
+    int result = 0;
     if (atomic_load(&pool.failed)) result = -1;
     if (atomic_load(&pool.exhausted)) mine->exhausted = 1;
     pthread_mutex_unlock(&pool.control);
     return result;
-}
-
-int TVMBackendParallelBarrier(int task_id, TVMParallelGroupEnv *penv) {
-    (void)task_id;
-    if (penv->num_task == 1) return 0;
-    /* Tasks that share a thread run one after the other: they cannot meet. */
-    if (penv->sync_handle != &pool || (uint32_t)penv->num_task > pool.team) return -1;
-    unsigned phase = atomic_load(&pool.phase);
-    if (atomic_fetch_add(&pool.arrived, 1) + 1 == (unsigned)penv->num_task) {
-        atomic_store(&pool.arrived, 0);
-        atomic_fetch_add(&pool.phase, 1);
-        return 0;
-    }
-    for (int spin = 0; atomic_load(&pool.phase) == phase; spin++) {
-        if (spin < SPINS) relax();
-        else sched_yield();
-    }
-    return 0;
 }
 
 #endif

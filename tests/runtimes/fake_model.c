@@ -32,18 +32,28 @@ typedef struct {
     int *team;
 } double_args;
 
-static int double_task(int task, TVMParallelGroupEnv *env, void *data) {
+static int copy_task(int task, TVMParallelGroupEnv *env, void *data) {
     double_args *args = data;
     int share = (SIZE + env->num_task - 1) / env->num_task;
     int end = share * (task + 1) < SIZE ? share * (task + 1) : SIZE;
-    /* Two halves with a barrier between: the second reads what another task wrote in the first. */
     for (int i = share * task; i < end; i++) args->t[i] = args->x[i];
-    if (TVMBackendParallelBarrier(task, env)) return -1;
+    return 0;
+}
+
+/* Reads what another task wrote in the launch before. */
+static int double_task(int task, TVMParallelGroupEnv *env, void *data) {
+    double_args *args = data;
+    int share = (SIZE + env->num_task - 1) / env->num_task;
     int other = (task + 1) % env->num_task;
-    end = share * (other + 1) < SIZE ? share * (other + 1) : SIZE;
+    int end = share * (other + 1) < SIZE ? share * (other + 1) : SIZE;
     for (int i = share * other; i < end; i++) args->t[i] *= 2;
     if (task == 0) *args->team = env->num_task;
     return 0;
+}
+
+static int barrier_task(int task, TVMParallelGroupEnv *env, void *data) {
+    (void)data;
+    return TVMBackendParallelBarrier(task, env);
 }
 
 static int32_t run_double(const xnorc_frame *frame) {
@@ -51,7 +61,10 @@ static int32_t run_double(const xnorc_frame *frame) {
     double_args args = {frame->inputs[0], (float *)(void *)frame->arena, &team};
     int trouble = (int)args.x[0];
     if (trouble == FAIL) return -1;
-    if (TVMBackendParallelLaunch(double_task, &args, trouble == BAD_BARRIER ? 2 * MAX_THREADS : 0)) return -1;
+    if (trouble == BAD_BARRIER && TVMBackendParallelLaunch(barrier_task, NULL, 2)) return -1;
+    if (TVMBackendParallelLaunch(barrier_task, NULL, 1)) return -1;
+    if (TVMBackendParallelLaunch(copy_task, &args, 0)) return -1;
+    if (TVMBackendParallelLaunch(double_task, &args, 0)) return -1;
     if (trouble == TEAM) args.t[1] = (float)team;
     return 0;
 }

@@ -84,9 +84,9 @@ def test_run(program: Path, threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_launch_uses_the_threads_that_were_asked_for(program: Path, threads: int) -> None:
+def test_a_launch_is_cut_into_shares_for_the_threads_that_were_asked_for(program: Path, threads: int) -> None:
     done = call(program, "trace", "--threads", str(threads), data=request("trace", fake.inputs(1, fake.TEAM), threads))
-    assert np.frombuffer(answer(done, "trace", 1), np.float32)[1] == threads
+    assert np.frombuffer(answer(done, "trace", 1), np.float32)[1] == (1 if threads == 1 else 4 * threads)
 
 
 def test_trace_layers_bench(program: Path) -> None:
