@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth import ClockDomain, ClockSignal, Const, Elaboratable, Instance, Module, Signal
-from amaranth.back import verilog
 from amaranth.hdl import Value
 from amaranth.lib import wiring
 from amaranth.lib.cdc import ResetSynchronizer
 
-from ..link.framed import Accelerator, Framed
+from ..link.framed import Accelerator, Framed, verilog_of
 from ..link.protocol import DESIGN_BYTES
 from ..link.uart import Uart, divisor
 from . import Board
@@ -78,4 +77,4 @@ class Top(Elaboratable):
 
     def verilog(self) -> str:
         """The whole design as Verilog, module ``top``; the PLL is the vendor's cell."""
-        return verilog.convert(self, name="top", ports=list(self.ports.values()), strip_internal_attrs=True)
+        return verilog_of(self, "top", list(self.ports.values()), self.framed.accelerator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import Any, Protocol
 
-from amaranth import Cat, Module, ResetInserter, Signal
+from amaranth import Cat, Elaboratable, Module, ResetInserter, Signal
 from amaranth.back import verilog
 from amaranth.hdl import Shape
 from amaranth.lib import data, stream, wiring
@@ -37,6 +37,13 @@ class Accelerator(Protocol):
     output: Any
     frame_in_bits: int
     frame_out_bits: int
+
+
+def verilog_of(design: Elaboratable, name: str, ports: list[Signal], accelerator: Accelerator) -> str:
+    """Verilog of a design around ``accelerator``, with the modules that its ``technology`` writes itself, if it has one."""
+    text = verilog.convert(design, name=name, ports=ports, strip_internal_attrs=True)
+    shared = getattr(getattr(accelerator, "technology", None), "shared", {})
+    return "\n".join([text, *shared.values()])
 
 
 class Framed(wiring.Component):
@@ -135,7 +142,7 @@ class Framed(wiring.Component):
                 ports[name] = outside = Signal(len(inside), name=name)
                 into = inward == (stream_name == "rx")
                 m.d.comb += inside.eq(outside) if into else outside.eq(inside)
-        return verilog.convert(m, name="top", ports=list(ports.values()), strip_internal_attrs=True)
+        return verilog_of(m, "top", list(ports.values()), self.accelerator)
 
     def _count(self, m: Module, reset: Signal, receiver: Receiver, transmitter: Transmitter) -> None:
         """The counters of ``STATUS``."""

@@ -28,7 +28,7 @@ class SerialPort:
         try:
             self._serial = serial.Serial(path, baud, timeout=0, exclusive=True)
             self._serial.reset_input_buffer()
-        except (ValueError, *self._gone) as error:
+        except (ValueError, OSError, *_termios_error()) as error:
             raise DeviceError(f"device '{self.name}': {_refusal(error, path, baud)}") from error
 
     def write(self, data: bytes) -> None:

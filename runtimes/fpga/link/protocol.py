@@ -97,7 +97,7 @@ class Frame:
         return bytes([SYNC]) + body + zlib.crc32(body).to_bytes(4, "little")
 
 
-def crc8(data: bytes) -> int:
+def crc8(data: bytes | bytearray) -> int:
     """CRC-8 with polynomial 0x07, initial value 0 (SMBus 2.0, section 5.4)."""
     value = 0
     for byte in data:

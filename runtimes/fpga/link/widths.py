@@ -112,7 +112,7 @@ class Adjust(wiring.Component):
         return m
 
 
-class _Convert(wiring.Component):
+class Convert(wiring.Component):
     """Items of ``bits`` bits from words of ``source`` bits to words of ``sink`` bits."""
 
     def __init__(self, bits: int, source: int, sink: int) -> None:
@@ -134,14 +134,14 @@ class _Convert(wiring.Component):
         return m
 
 
-class BytesToWords(_Convert):
+class BytesToWords(Convert):
     """Bytes to an accelerator's words of ``width`` bits, for items of ``bits`` bits."""
 
     def __init__(self, bits: int, width: int) -> None:
         super().__init__(bits, 8, width)
 
 
-class WordsToBytes(_Convert):
+class WordsToBytes(Convert):
     """An accelerator's words of ``width`` bits to bytes, for items of ``bits`` bits."""
 
     def __init__(self, bits: int, width: int) -> None:
