@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 from ...errors import TargetError, ToolError
 from . import cache
 from .boards import Board
+from .outreg import absorb
 from .resources import modules, used
 from .tools import NEXTPNR, PACK, YOSYS, Progress, run
 
 if TYPE_CHECKING:
     from .boards.toplevel import Top
 
+_MEMORY_MHZ = 130.0
+"""A block RAM of the ECP5 without its output register cannot be sure to be faster; see ``outreg``."""
 _SECONDS = 4 * 3600.0
 _SYNTH = {"ecp5": "synth_ecp5", "ice40": "synth_ice40 -dsp", "gowin": "synth_gowin"}
 _SUFFIX = {"ecp5": "bit", "ice40": "bin", "gowin": "fs"}
@@ -86,7 +89,9 @@ def build(
         {
             "verilog": verilog,
             "constraints": constraints,
-            "options": json.dumps([board.name, mhz, _SYNTH[board.family], options, seed, board.device, versions]),
+            "options": json.dumps(
+                [_MEMORY_MHZ, board.name, mhz, _SYNTH[board.family], options, seed, board.device, versions]
+            ),
         }
     )
     taken: dict[str, float] = {}
@@ -127,6 +132,10 @@ def _tools(
     has = dict(board.capacity)
     if any(count > has.get(name, count) for name, count in needs.items()):
         raise FitError(board.name, needs, has)
+    if board.family == "ecp5" and mhz > _MEMORY_MHZ:
+        netlist = json.loads((folder / "top.json").read_text())
+        if absorb(netlist):
+            (folder / "top.json").write_text(json.dumps(netlist))
     suffix, _ = board.constraints()
     route = [*board.device, "--json", "top.json", "--freq", f"{mhz:.6f}", "--seed", str(seed), "--timing-allow-fail"]
     route += ["--report", "nextpnr.json", "--detailed-timing-report"]

@@ -18,6 +18,7 @@ from xnorc.errors import InputError
 from xnorc.runtimes.fpga.link import BytesToWords, Framed, Uart, WordsToBytes
 from xnorc.runtimes.fpga.link.protocol import HELLO, STATUS, Command, Fault, Frame, FrameReader
 from xnorc.runtimes.fpga.link.uart import divisor
+from xnorc.runtimes.fpga.link.widths import Relay
 
 pytestmark = pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")  # those that were refused
 
@@ -80,6 +81,15 @@ def test_widths_keep_every_bit_and_pad_with_zeros(bits: int, width: int) -> None
     wide, narrow = BytesToWords(bits, width), WordsToBytes(bits, width)
     assert pump(wide, wide.input, octets, wide.output, 900, seed=1) == words
     assert pump(narrow, narrow.input, words, narrow.output, 900, seed=2) == octets
+
+
+def test_a_relay_keeps_every_word_and_can_pass_one_a_cycle() -> None:
+    words = [random.Random(5).randrange(256) for _ in range(60)]
+    for seed in range(3):
+        relay = Relay(8)
+        assert pump(relay, relay.input, words, relay.output, 300, seed=seed) == words
+    relay = Relay(8)
+    assert pump(relay, relay.input, words, relay.output, 61, calm=1.0) == words
 
 
 def talk(design: Framed, data: bytes, cycles: int, **options: Any) -> list[Frame]:

@@ -17,7 +17,7 @@ from .buffer import PacketBuffer
 from .protocol import DESIGN_BYTES, HELLO, MAGIC, MAX_PAYLOAD, VERSION
 from .receiver import JOB, Receiver
 from .transmitter import Transmitter
-from .widths import BytesToWords, WordsToBytes
+from .widths import BytesToWords, Relay, WordsToBytes
 
 PAYLOAD_BYTES = 1024
 """About how many bytes of images, or of results, one frame may hold; a single larger image or result is a frame too."""
@@ -98,15 +98,17 @@ class Framed(wiring.Component):
         octets = WordsToBytes(core.frame_out_bits, width_out)
         jobs = SyncFIFO(width=JOB.size, depth=_JOBS)
         transmitter = Transmitter(self.hello)
+        relay = Relay(width_out)  # keeps the accelerator's clock free of what goes on behind it
         # ``RESET`` throws away what all of these hold; its own job is written afterwards.
         for name, part in {
-            "buffer": buffer, "words": words, "accelerator": core, "bytes": octets, "jobs": jobs,
+            "buffer": buffer, "words": words, "accelerator": core, "relay": relay, "bytes": octets, "jobs": jobs,
             "transmitter": transmitter,
         }.items():  # fmt: skip
             m.submodules[name] = ResetInserter(reset)(part)
         m.d.sync += reset.eq(receiver.reset)
         wiring.connect(m, wiring.flipped(self.rx), receiver.input)
         wiring.connect(m, buffer.output, words.input)
+        wiring.connect(m, relay.output, octets.input)
         wiring.connect(m, octets.output, transmitter.results)
         wiring.connect(m, transmitter.output, wiring.flipped(self.tx))
         m.d.comb += [
@@ -124,9 +126,9 @@ class Framed(wiring.Component):
             core.input.payload.eq(words.output.payload),
             core.input.valid.eq(words.output.valid),
             words.output.ready.eq(core.input.ready),
-            octets.input.payload.eq(core.output.payload),
-            octets.input.valid.eq(core.output.valid),
-            core.output.ready.eq(octets.input.ready),
+            relay.input.payload.eq(core.output.payload),
+            relay.input.valid.eq(core.output.valid),
+            core.output.ready.eq(relay.input.ready),
         ]
         self._count(m, reset, receiver, transmitter)
         return m

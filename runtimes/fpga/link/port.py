@@ -28,7 +28,9 @@ class SerialPort:
         try:
             self._serial = serial.Serial(path, baud, timeout=0, exclusive=True)
             self._serial.reset_input_buffer()
-        except (ValueError, OSError, *_termios_error()) as error:
+        except Exception as error:
+            if not isinstance(error, (ValueError, *self._gone)):
+                raise
             raise DeviceError(f"device '{self.name}': {_refusal(error, path, baud)}") from error
 
     def write(self, data: bytes) -> None:

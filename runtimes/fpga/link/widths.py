@@ -11,9 +11,29 @@ from __future__ import annotations
 from math import ceil, gcd
 from typing import Any
 
-from amaranth import Cat, Module, Signal
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+
+
+class Relay(wiring.Component):
+    """Room for two words of ``width`` bits: no logic passes through in either direction, and a word does every cycle."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__({"input": In(stream.Signature(width)), "output": Out(stream.Signature(width))})
+
+    def elaborate(self, platform: Any) -> Module:
+        """The word at the output, and a spare one for what comes while that one waits."""
+        m = Module()
+        spare = Signal(len(self.input.payload))
+        full = Signal()
+        m.d.comb += self.input.ready.eq(~full)
+        with m.If(~self.output.valid | self.output.ready):
+            m.d.sync += [self.output.valid.eq(full | self.input.valid), full.eq(0)]
+            m.d.sync += self.output.payload.eq(Mux(full, spare, self.input.payload))
+        with m.Elif(self.input.valid & ~full):
+            m.d.sync += [spare.eq(self.input.payload), full.eq(1)]
+        return m
 
 
 class Narrow(wiring.Component):
