@@ -10,9 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from ...errors import InputError
 from ..device import Device
+from .hybrid import HybridSession
 from .link.client import Client
 from .link.port import SerialPort
-from .session import AcceleratorSession, design_of
+from .session import LinkEngine, design_of
 
 if TYPE_CHECKING:
     from ...package import Package
@@ -28,12 +29,13 @@ class SerialDevice(Device):
         self.path, self.baud = path, baud
         self.name = f"serial://{path}"
 
-    def open(self, package: Package, threads: int = 1) -> AcceleratorSession:
+    def open(self, package: Package, threads: int = 1) -> HybridSession:
         """See ``Device.open``."""
         design = design_of(package)
         if threads != 1:
             raise InputError(f"device '{self.name}': {threads} threads make no sense on an FPGA, it has no threads")
-        return AcceleratorSession(self.name, package, self.client(design["baud"]))
+        engine = LinkEngine(self.name, package, self.client(design["baud"]))
+        return HybridSession(self.name, package, engine)
 
     def client(self, baud: int) -> Client:
         """The link to whatever is at the port, at ``baud`` unless the user gave another speed."""

@@ -1,13 +1,13 @@
-"""A package on an accelerator behind the link, wherever that is: a board, or a simulation."""
+"""An accelerator behind the link as the engine of a package's session, wherever it is: a board, or a simulation of one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ...errors import DeviceError
-from ..device import Mode, Session
-from .link.client import Client, Identity
+from .link.client import Client
 
 if TYPE_CHECKING:
     from ...package import Package
@@ -24,45 +24,47 @@ def design_of(package: Package) -> dict[str, Any]:
     return design
 
 
-class AcceleratorSession(Session):
-    """One package whose whole model is one accelerator: the request's bytes are the image, the response's the result.
+class LinkEngine:
+    """``Engine`` over a ``Client``; see ``hybrid``.
 
-    ``identity``: what the board says of itself. Raises ``DeviceError`` when it is not programmed with the package's
-    design (``fpga.design`` of the manifest, hexadecimal), or that design's sizes are not those of the package.
+    Raises ``DeviceError`` when nothing answers, or what answers is not programmed with the package's design
+    (``fpga.design`` of the manifest, hexadecimal); the port is given back then.
     """
 
     def __init__(self, device: str, package: Package, client: Client) -> None:
         self._client = client
         try:
-            super().__init__(device, package, 1)
             self.identity = client.connect()
-            self._check(design_of(package))
+            self._check(device, package)
         except BaseException:
             client.close()
             raise
 
-    def _check(self, design: dict[str, Any]) -> None:
-        found: Identity = self.identity
+    def _check(self, device: str, package: Package) -> None:
+        found, design = self.identity, design_of(package)
         if found.design.hex() != design["design"]:
             raise DeviceError(
-                f"device '{self.device}' holds another design ({found.design.hex()[:12]}…) than package "
-                f"'{self.package.name}' ({design['design'][:12]}…): load the package's bitstream"
+                f"device '{device}' holds another design ({found.design.hex()[:12]}…) than package "
+                f"'{package.name}' ({design['design'][:12]}…): load the package's bitstream"
             )
-        if self.record_bytes(Mode.RUN) != (found.image_bytes, found.result_bytes):
+        if (found.frame_in_bits, found.frame_out_bits) != (design["frame_in_bits"], design["frame_out_bits"]):
             raise DeviceError(
-                f"device '{self.device}' takes {found.image_bytes} bytes and gives {found.result_bytes}, the model of "
-                f"package '{self.package.name}' has {self.record_bytes(Mode.RUN)[0]} and {self.record_bytes(Mode.RUN)[1]}"
+                f"device '{device}' takes {found.frame_in_bits} bits and gives {found.frame_out_bits}, the design of "
+                f"package '{package.name}' has {design['frame_in_bits']} and {design['frame_out_bits']}"
             )
 
-    def exchange(
-        self, mode: Mode, request: bytes | memoryview, count: int, progress: Callable[[int], None] | None = None
-    ) -> bytes:
-        """See ``Session.exchange``. An accelerator is one step: only ``RUN`` can be asked of it."""
-        if mode is not Mode.RUN:
-            raise DeviceError(
-                f"device '{self.device}' runs the whole model at once: it cannot {mode.name.lower()} steps"
-            )
-        return self._client.run(self.identity, request, count, progress)
+    def run(self, frames: np.ndarray) -> np.ndarray:
+        """See ``Engine``. Raises ``DeviceGone`` when the board stops answering."""
+        images = np.packbits(frames, axis=1, bitorder="little")
+        raw = self._client.run(self.identity, images.tobytes(), len(frames))
+        results = np.frombuffer(raw, np.uint8).reshape(len(frames), self.identity.result_bytes)
+        return np.unpackbits(results, axis=1, count=self.identity.frame_out_bits, bitorder="little")
+
+    def nanoseconds(self, frames: np.ndarray) -> float:
+        """See ``Engine``: the board's own count, of one frame of the link; the link feeds a byte a cycle at most."""
+        count = min(len(frames), max(1, self.identity.max_payload // self.identity.image_bytes))
+        self.run(frames[:count])
+        return self._client.status().cycles / count / self.identity.clock_hz * 1e9
 
     def close(self) -> None:
         """Give the port back."""

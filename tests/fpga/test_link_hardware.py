@@ -59,6 +59,8 @@ def pump(
 
     m, clocked = Module(), Signal()
     m.submodules.design = design
+    if isinstance(design, Framed):
+        m.domains += design.domain
     m.d.sync += clocked.eq(~clocked)  # a design may be wires alone
     simulator = Simulator(m)
     simulator.add_clock(1e-6)

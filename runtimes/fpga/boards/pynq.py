@@ -17,7 +17,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from amaranth import Cat, ClockDomain, ClockSignal, Const, Elaboratable, Module, Mux, ResetInserter, ResetSignal, Signal
+from amaranth import Cat, ClockDomain, Const, DomainRenamer, Elaboratable, Module, Mux, Signal
 from amaranth.lib import wiring
 
 from ..link.framed import Accelerator, verilog_of
@@ -75,8 +75,10 @@ class AxiCore(Elaboratable):
         """Width converters around the accelerator, registers beside it."""
         m = Module()
         core, port = self.accelerator, self.ports
-        m.domains.sync = ClockDomain()
-        m.d.comb += [ClockSignal().eq(port["aclk"]), ResetSignal().eq(~port["aresetn"])]
+        domain, core_domain = ClockDomain("sync"), ClockDomain("core")
+        domain.clk = core_domain.clk = port["aclk"]
+        m.domains += [domain, core_domain]
+        m.d.comb += domain.rst.eq(~port["aresetn"])
         reset = Signal()
         batch = Signal(32, init=1)
         done = Signal(32)
@@ -85,7 +87,8 @@ class AxiCore(Elaboratable):
         words_in = Convert(core.frame_in_bits, WORD, len(core.input.payload))
         words_out = Convert(core.frame_out_bits, len(core.output.payload), WORD)
         for name, part in {"words_in": words_in, "accelerator": core, "words_out": words_out}.items():
-            m.submodules[name] = ResetInserter(reset)(part)
+            m.submodules[name] = DomainRenamer("core")(part)
+        m.d.comb += core_domain.rst.eq(domain.rst | reset)
         wiring.connect(m, words_in.output, core.input)
         wiring.connect(m, core.output, words_out.input)
 

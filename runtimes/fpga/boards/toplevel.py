@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth import ClockDomain, ClockSignal, Const, Elaboratable, Instance, Module, Signal
+from amaranth import ClockSignal, Const, Elaboratable, Instance, Module, Signal
 from amaranth.hdl import Value
 from amaranth.lib import wiring
 from amaranth.lib.cdc import ResetSynchronizer
@@ -45,7 +45,7 @@ class Top(Elaboratable):
         """The UART and the link in one clock domain, in reset until the PLL has locked."""
         m = Module()
         ports = self.ports
-        m.domains.sync = ClockDomain()
+        m.domains += self.framed.domain
         locked: Value = Const(1, 1)
         if self.pll is None:
             m.d.comb += ClockSignal().eq(ports["clk"])

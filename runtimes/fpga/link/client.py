@@ -33,6 +33,10 @@ from .protocol import (
 _DRAIN_SECONDS = 2.0
 _QUIET_SECONDS = 0.1
 _BITS_PER_BYTE = 10
+_MOST_PATIENCE = 4
+"""A request that is sent again waits twice as long each time, up to this many times the patience."""
+_TALK = 5
+"""How many times longer than silence a port may talk without a valid reply."""
 
 
 class PortError(OSError):
@@ -97,6 +101,8 @@ class _Request:
     sequence: int
     tries: int = 0
     deadline: float = 0.0
+    """When silence has lasted too long: moves on while bytes come, up to ``limit``."""
+    limit: float = 0.0
 
 
 class Client:
@@ -201,7 +207,10 @@ class Client:
             self.port.write(Frame(request.sequence, request.command, request.payload).encode())
         except OSError as error:
             raise DeviceGone(self.port.name, done, total, _why(error)) from error
-        request.deadline = self._deadline(under_way)
+        # A board that is slower than thought (a simulated one, say) must not be buried under repetitions.
+        wait = self._wait(under_way) + self.patience * (min(1 << (request.tries - 1), _MOST_PATIENCE) - 1)
+        request.deadline = time.monotonic() + wait
+        request.limit = time.monotonic() + _TALK * wait
 
     def _silence(self, tries: int) -> str:
         if self._fault:
@@ -227,8 +236,10 @@ class Client:
                     self._send(request, under_way, done, total)
                 elif frame.command == request.command | REPLY and len(frame.payload) == request.replied:
                     self._heard, self._fault = 0, ""
+                    now, wait = time.monotonic(), self._wait(under_way)
                     for other in under_way:  # the board lives: those behind it get their time from here
-                        other.deadline = max(other.deadline, self._deadline(under_way))
+                        other.deadline = max(other.deadline, now + wait)
+                        other.limit = max(other.limit, now + _TALK * wait)
                     return frame
             self._receive(under_way, done, total)
 
@@ -248,12 +259,14 @@ class Client:
             raise DeviceGone(self.port.name, done, total, _why(error)) from error
         self._heard += len(data)
         self._frames.extend(self._reader.feed(data))
+        for request in under_way if data else []:
+            request.deadline = min(request.limit, max(request.deadline, time.monotonic() + self.patience))
 
-    def _deadline(self, under_way: list[_Request]) -> float:
-        """When the replies to all of ``under_way`` should have come, if they begin to move now."""
+    def _wait(self, under_way: list[_Request]) -> float:
+        """Seconds in which the replies to all of ``under_way`` should come, if they begin to move now."""
         size = sum(len(request.payload) + request.replied + 2 * OVERHEAD for request in under_way)
         moving = size * _BITS_PER_BYTE / self.port.baud if self.port.baud else 0.0
-        return time.monotonic() + self.patience + 2 * moving
+        return self.patience + 2 * moving
 
     def _drain(self) -> None:
         """Read what an earlier session left under way, until the line is quiet."""

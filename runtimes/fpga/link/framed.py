@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import Any, Protocol
 
-from amaranth import Cat, Elaboratable, Module, ResetInserter, Signal
+from amaranth import Cat, ClockDomain, DomainRenamer, Elaboratable, Module, Signal
 from amaranth.back import verilog
 from amaranth.hdl import Shape
 from amaranth.lib import data, stream, wiring
@@ -49,8 +49,8 @@ def verilog_of(design: Elaboratable, name: str, ports: list[Signal], accelerator
 class Framed(wiring.Component):
     """``rx``: bytes from the host; ``tx``: bytes to the host; ``busy``: images are in the accelerator.
 
-    ``design``: 16 bytes that name the design (a content hash), given to the host with the sizes and ``clock_hz``.
-    Raises ``InputError`` when an image or a result does not fit a frame.
+    Whoever uses it makes its ``domain`` the domain ``sync``. ``design``: 16 bytes that name the design (a content hash),
+    given to the host with the sizes and ``clock_hz``. Raises ``InputError`` when an image or a result does not fit a frame.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Framed(wiring.Component):
             MAGIC, VERSION, 0, self.max_payload, self.buffer_bytes, design,
             accelerator.frame_in_bits, accelerator.frame_out_bits, round(clock_hz),
         )  # fmt: skip
+        self.domain = ClockDomain("sync")
         super().__init__({"rx": In(stream.Signature(8)), "tx": Out(stream.Signature(8)), "busy": Out(1)})
 
     def elaborate(self, platform: Any) -> Module:
@@ -99,12 +100,17 @@ class Framed(wiring.Component):
         jobs = SyncFIFO(width=JOB.size, depth=_JOBS)
         transmitter = Transmitter(self.hello)
         relay = Relay(width_out)  # keeps the accelerator's clock free of what goes on behind it
-        # ``RESET`` throws away what all of these hold; its own job is written afterwards.
+        # ``RESET`` throws away what all of these hold; its own job is written afterwards. A domain of their own, on the same
+        # clock, since that reaches Verilog modules too, which Amaranth cannot look into.
+        core_domain = ClockDomain("core")
+        core_domain.clk = self.domain.clk
+        m.domains += core_domain
+        m.d.comb += core_domain.rst.eq(self.domain.rst | reset)
         for name, part in {
             "buffer": buffer, "words": words, "accelerator": core, "relay": relay, "bytes": octets, "jobs": jobs,
             "transmitter": transmitter,
         }.items():  # fmt: skip
-            m.submodules[name] = ResetInserter(reset)(part)
+            m.submodules[name] = DomainRenamer("core")(part)
         m.d.sync += reset.eq(receiver.reset)
         wiring.connect(m, wiring.flipped(self.rx), receiver.input)
         wiring.connect(m, buffer.output, words.input)
@@ -136,8 +142,9 @@ class Framed(wiring.Component):
     def verilog(self) -> str:
         """The component as Verilog, module ``top``: ``clk``, ``rst``, ``rx_valid`` and so on. For simulation."""
         m = Module()
+        m.domains += self.domain
         m.submodules.framed = self
-        ports = {}
+        ports = {"clk": self.domain.clk, "rst": self.domain.rst}
         for stream_name, port in (("rx", self.rx), ("tx", self.tx)):
             for member, inward in (("payload", True), ("valid", True), ("ready", False)):
                 name, inside = f"{stream_name}_{member}", getattr(port, member)

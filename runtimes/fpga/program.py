@@ -1,0 +1,41 @@
+"""What goes on a board, from a package that was compiled for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import boards
+from .session import design_of
+
+if TYPE_CHECKING:
+    from ...package import Package
+    from .boards.toplevel import Top
+    from .build import Build
+    from .link.emitted import EmittedAccelerator
+    from .tools import Progress
+
+
+def accelerator_of(package: Package) -> EmittedAccelerator:
+    """The package's Verilog as a component. Raises ``DeviceError`` when there is none."""
+    from ...package import RTL
+    from .emit import TOP
+    from .link.emitted import EmittedAccelerator
+
+    facts = design_of(package)
+    sizes = (facts["input_width"], facts["output_width"], facts["frame_in_bits"], facts["frame_out_bits"])
+    return EmittedAccelerator(package.member(RTL).decode(), TOP, *sizes)
+
+
+def top_of(package: Package, **options: Any) -> Top:
+    """The top level for the package's board: its design, its clock, its hash. ``options``: those of ``Top``."""
+    facts = design_of(package)
+    options.setdefault("hz", facts["estimate"]["clock_hz"])
+    options.setdefault("baud", facts["baud"])
+    return boards.top(facts["board"], accelerator_of(package), design=bytes.fromhex(facts["design"]), **options)
+
+
+def bitstream(package: Package, progress: Progress | None = None, **options: Any) -> Build:
+    """The bitstream of a package's design; ``options``: those of ``build``, which also says what is raised."""
+    from .build import build
+
+    return build(top_of(package), progress=progress, **options)
