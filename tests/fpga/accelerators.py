@@ -13,6 +13,8 @@ from amaranth.lib.wiring import In, Out
 class Invert(wiring.Component):
     """Every word inverted: the bits of an image, those of the padding too (which nobody sees)."""
 
+    _MustUse__silence = True  # some tests refuse it
+
     def __init__(self, bits: int, width: int) -> None:
         self.frame_in_bits = self.frame_out_bits = bits
         super().__init__({"input": In(stream.Signature(width)), "output": Out(stream.Signature(width))})
@@ -27,6 +29,8 @@ class Invert(wiring.Component):
 
 class Sum(wiring.Component):
     """The sum of an image's bytes, as 12 bits in words of 12: other sizes at the output than at the input."""
+
+    _MustUse__silence = True
 
     def __init__(self, count: int) -> None:
         self.count, self.frame_in_bits, self.frame_out_bits = count, 8 * count, 12

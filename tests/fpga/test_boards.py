@@ -12,7 +12,6 @@ from tests.fpga.accelerators import Sum
 from xnorc.errors import InputError, TargetError
 from xnorc.runtimes.fpga import boards
 
-pytestmark = pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")  # those that were refused
 LIMITS = {"ulx3s-85f": (3.125e6, 400e6, 400e6, 800e6), "icebreaker": (10e6, 133e6, 533e6, 1066e6)}
 LIMITS["tangnano9k"] = (3e6, 400e6, 400e6, 1200e6)
 

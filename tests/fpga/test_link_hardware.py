@@ -20,8 +20,6 @@ from xnorc.runtimes.fpga.link.protocol import HELLO, STATUS, Command, Fault, Fra
 from xnorc.runtimes.fpga.link.uart import divisor
 from xnorc.runtimes.fpga.link.widths import Relay
 
-pytestmark = pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")  # those that were refused
-
 
 def pump(
     design: Any,

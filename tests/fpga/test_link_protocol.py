@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xnorc.runtimes.fpga.link.protocol import OVERHEAD, Frame, FrameReader, crc8
@@ -22,6 +22,7 @@ def test_crc8_check_value() -> None:
     assert crc8(b"123456789") == 0xF4, "the published check value of CRC-8/SMBUS"
 
 
+@settings(deadline=None)
 @given(st.lists(frames, max_size=5), st.integers(1, 40))
 def test_frames_are_found_in_any_pieces(sent: list[Frame], piece: int) -> None:
     data, reader, found = b"".join(frame.encode() for frame in sent), FrameReader(), []
@@ -30,6 +31,7 @@ def test_frames_are_found_in_any_pieces(sent: list[Frame], piece: int) -> None:
     assert found == sent and reader.skipped == 0
 
 
+@settings(deadline=None)
 @given(frames, st.binary(max_size=200), frames)
 def test_a_frame_behind_garbage_is_found(first: Frame, garbage: bytes, second: Frame) -> None:
     reader = FrameReader()
@@ -37,6 +39,7 @@ def test_a_frame_behind_garbage_is_found(first: Frame, garbage: bytes, second: F
     assert found[0] == first and found[-1] == second
 
 
+@settings(deadline=None)
 @given(frames, st.data())
 def test_a_changed_byte_is_noticed(frame: Frame, data: st.DataObject) -> None:
     sent = bytearray(frame.encode())
@@ -45,6 +48,7 @@ def test_a_changed_byte_is_noticed(frame: Frame, data: st.DataObject) -> None:
     assert [*reader.feed(bytes(sent)), *reader.give_up()] == [], "one burst of up to 8 bits: CRC-32 finds every one"
 
 
+@settings(deadline=None)
 @given(frames, st.data())
 def test_after_a_lost_byte_the_next_frame_is_found(frame: Frame, data: st.DataObject) -> None:
     sent = bytearray(frame.encode())

@@ -22,6 +22,8 @@ class Top(Elaboratable):
     ``TargetError`` when the PLL cannot make ``hz``, ``InputError`` when the clock cannot make ``baud``.
     """
 
+    _MustUse__silence = True  # one that was refused is not elaborated: Amaranth would warn beside our message
+
     def __init__(
         self,
         board: Board,

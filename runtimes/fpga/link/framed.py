@@ -53,6 +53,8 @@ class Framed(wiring.Component):
     given to the host with the sizes and ``clock_hz``. Raises ``InputError`` when an image or a result does not fit a frame.
     """
 
+    _MustUse__silence = True  # one that was refused is not elaborated: Amaranth would warn beside our message
+
     def __init__(
         self,
         accelerator: Accelerator,
