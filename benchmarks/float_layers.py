@@ -50,14 +50,21 @@ def conv(name: str, channels: int, out: int, size: int, kernel: int, stride: int
 
 LAYERS = [
     conv("stem 7x7/2 3-64 @224", 3, 64, 224, 7, 2),
+    conv("stem 3x3/2 3-32 @224", 3, 32, 224, 3, 2),
+    conv("stem 3x3/2 3-16 @224", 3, 16, 224, 3, 2),
+    conv("quicknet stem 3x3/2 dw 16 @112", 16, 16, 112, 3, 2, 16),
+    conv("quicknet stem 1x1 16-64 @56", 16, 64, 56, 1),
     conv("conv 3x3 3-32 @32", 3, 32, 32, 3),
     conv("conv 3x3 64-64 @56", 64, 64, 56, 3),
     conv("conv 3x3 256-256 @14", 256, 256, 14, 3),
     conv("conv 1x1 64-128 @28", 64, 128, 28, 1),
     conv("conv 1x1/2 128-256 @28", 128, 256, 28, 1, 2),
     conv("depthwise 3x3 128 @28", 128, 128, 28, 3, 1, 128),
+    conv("conv 1x1 256-512 @7", 256, 512, 7, 1),
     conv("depthwise 3x3/2 64 @112", 64, 64, 112, 3, 2, 64),
+    conv("depthwise 5x5 96 @14", 96, 96, 14, 5, 1, 96),
     Layer("gemm 1x512-1000", "Gemm", (1, 512), ((512, 1000), (1000,))),
+    Layer("gemm 1x1024-1000", "Gemm", (1, 1024), ((1024, 1000), (1000,))),
     Layer("matmul 128x768x768", "MatMul", (128, 768), ((768, 768),)),
     Layer("matmul 12x(128x64x128)", "MatMul", (12, 128, 64), second=(12, 64, 128)),
     Layer("softmax 12x128x128", "Softmax", (12, 128, 128), attrs={"axis": -1}),
@@ -65,6 +72,7 @@ LAYERS = [
     Layer("maxpool 3x3/2 64 @112", "MaxPool", (1, 64, 112, 112),
           attrs={"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}),
     Layer("averagepool 2x2/2 64 @56", "AveragePool", (1, 64, 56, 56), attrs={"kernel_shape": [2, 2], "strides": [2, 2]}),
+    Layer("maxpool 2x2/2 128 @28", "MaxPool", (1, 128, 28, 28), attrs={"kernel_shape": [2, 2], "strides": [2, 2]}),
     Layer("reduce mean 512 @7", "ReduceMean", (1, 512, 7, 7), ([2, 3],), {"keepdims": 0}),
     Layer("relu 64 @56", "Relu", (1, 64, 56, 56)),
     Layer("batchnorm 64 @56", "BatchNormalization", (1, 64, 56, 56), ((64,),) * 4),
@@ -112,7 +120,7 @@ def xnorc_runner(model: onnx.ModelProto, feeds: dict[str, np.ndarray], folder: P
     pointers = (ctypes.c_void_p * len(inputs))(*[x.ctypes.data for x in inputs])
     results = (ctypes.c_void_p * 1)(result.ctypes.data)
 
-    def run() -> np.ndarray:
+    def run(kept: list[np.ndarray] = inputs) -> np.ndarray:  # the pointers alone do not keep the inputs
         if library.xnorc_run(library.layer_model(), arena.ctypes.data, arena.nbytes, pointers, results):
             raise RuntimeError("xnorc_run failed")
         return result
@@ -168,7 +176,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="layers whose name contains one of these")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     arguments = parser.parse_args()
-    print(f"{'layer':26} {'xnorc ms':>9} {'ORT ms':>9} {'ORT/xnorc':>9} {'GMAC/s':>7}")
+    print(f"{'layer':31} {'xnorc ms':>9} {'ORT ms':>9} {'ORT/xnorc':>9} {'GMAC/s':>7}")
     rows = []
     for layer in LAYERS:
         if arguments.only and not any(word in layer.name for word in arguments.only):
@@ -176,7 +184,7 @@ def main() -> None:
         row = measure(layer, arguments.rounds)
         rows.append(row)
         speed = f"{row['macs'] / row['xnorc_ms'] / 1e6:7.1f}" if row["macs"] else ""
-        print(f"{row['layer']:26} {row['xnorc_ms']:9.3f} {row['onnxruntime_ms']:9.3f} {row['ratio']:9.2f} {speed}")
+        print(f"{row['layer']:31} {row['xnorc_ms']:9.3f} {row['onnxruntime_ms']:9.3f} {row['ratio']:9.2f} {speed}")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -329,11 +329,22 @@ def layer_normalization(bb: Any, inputs: list[Any], values: Sequence[Any], attrs
     mean = bb.emit(relax.op.mean(x, axes, keepdims=True))
     spread = bb.emit(relax.op.add(relax.op.variance(x, axes, keepdims=True), relax.const(epsilon, "float32")))
     deviation = bb.emit(relax.op.divide(relax.const(1.0, "float32"), relax.op.sqrt(spread)))
-    if shape_of(scale) == sizes and (bias is None or shape_of(bias) == sizes):
-        bias = relax.const(np.zeros(sizes, np.float32)) if bias is None else bias
-        return relax.Tuple([relax.op.nn.layer_norm(x, scale, bias, axes, epsilon), mean, deviation])
+    if shape_of(scale) == sizes and (bias is None or shape_of(bias) == sizes) and np.prod(shape_of(x), dtype=np.int64):
+        described = {"size": int(np.prod(sizes, dtype=np.int64)), "epsilon": epsilon}
+        given = [x, scale] if bias is None else [x, scale, bias]
+        return relax.Tuple([float_calls.emit(bb, "layer_norm", described, given, shape_of(x)), mean, deviation])
     y = bb.emit(relax.op.multiply(relax.op.multiply(relax.op.subtract(x, mean), deviation), scale))
     return relax.Tuple([y if bias is None else relax.op.add(y, bias), mean, deviation])
+
+
+@converter("Softmax")
+def softmax(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, Any]) -> Any:
+    """TVM's arrives without a schedule. Float32, along the last axis (or one that only axes of size 1 follow)."""
+    shape = shape_of(inputs[0])
+    axis = attrs.get("axis", -1) % max(1, len(shape))
+    if not shape or not _floats_at_run_time(inputs, values) or shape[axis] != np.prod(shape[axis:], dtype=np.int64):
+        return _standard("Softmax", bb, inputs, attrs)
+    return float_calls.emit(bb, "softmax", {"size": shape[axis]}, inputs, shape)
 
 
 @converter("RMSNormalization")

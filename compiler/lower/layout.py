@@ -245,10 +245,9 @@ def convert(bb: Any, node: onnx.NodeProto, data: Any, constants: Mapping[str, np
     described = _described(attrs, attrs["kernel_shape"])
     if node.op_type == "MaxPool":
         return float_calls.emit(bb, "max_pool_last", described, [data], tuple(shape[axis] for axis in LAST))
-    return relax.op.nn.avg_pool2d(
-        data, described["window"], described["strides"], described["pads"], layout="NHWC",
-        count_include_pad=bool(attrs.get("count_include_pad", 0)),
-    )  # fmt: skip
+    if not any(described["pads"]) or attrs.get("count_include_pad", 0):
+        return float_calls.emit(bb, "average_pool_last", described, [data], tuple(shape[axis] for axis in LAST))
+    return relax.op.nn.avg_pool2d(data, described["window"], described["strides"], described["pads"], layout="NHWC")
 
 
 def _described(attrs: Attributes, window: Sequence[int]) -> dict[str, list[int]]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xnorc import targets
+from xnorc.lower.build import MAX_THREADS, lower
 from xnorc.lower.plan import lives, lower_bound, on_top, plan
 from xnorc.lower.program import ALIGNMENT, Argument, Call, Program, Step, Tensor
+from xnorc.lower.tir import build
+from xnorc.model import read_model
 from xnorc.opset import TensorType
+from xnorc.passes import optimize
 
 
 def program_of(edges: list[tuple[list[int], int]], sizes: list[int]) -> Program:
@@ -77,3 +84,20 @@ def test_inputs_and_outputs_are_not_in_the_arena():
     program.tensors[1].space = "output"
     plan(program)
     assert program.arena_bytes == 128
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["rpi4", "host"])
+def test_a_network_is_within_a_tenth_of_the_lower_bound(target, tmp_path, monkeypatch):
+    """Tensors and the scratch memory of all threads together, for Bi-Real-18 at 224x224."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples" / "systems"))
+    import torch
+
+    import xnorc
+
+    network = __import__("react_shapes").BiRealNet18()
+    xnorc.export(network, torch.zeros(1, 3, 224, 224), tmp_path / "net.onnx", check=False)
+    packed = optimize(read_model(tmp_path / "net.onnx")).model
+    program = lower(packed, targets.get(target), "net")
+    scratch = MAX_THREADS * max(build(program.kernels, targets.get(target)).workspace.values())
+    assert program.arena_bytes + scratch <= 1.1 * lower_bound(program)

@@ -17,7 +17,7 @@ from tvm.tirx.script import builder as T
 
 from ...opset import TensorType
 from ..kernel import Kernel, KernelCall
-from . import float_depthwise, float_depthwise_last, float_product
+from . import float_depthwise, float_depthwise_last, float_product, float_rows
 from .top_k import top_k
 
 if TYPE_CHECKING:
@@ -26,12 +26,17 @@ if TYPE_CHECKING:
 ATTRIBUTE = "xnorc.float_kernel"
 
 KERNELS: dict[str, Callable[[KernelCall], Kernel]] = {
+    "average_pool": float_depthwise.average_pool,
+    "average_pool_last": float_depthwise_last.average_pool_last,
     "conv": float_product.conv,
     "depthwise": float_depthwise.depthwise,
     "depthwise_last": float_depthwise_last.depthwise_last,
+    "max_pool": float_depthwise.max_pool,
     "max_pool_last": float_depthwise_last.max_pool_last,
+    "layer_norm": float_rows.layer_norm,
     "linear": float_product.linear,
     "matmul": float_product.matmul,
+    "softmax": float_rows.softmax,
     "top_k": top_k,
 }
 

@@ -1,4 +1,4 @@
-"""``depthwise_last`` and ``max_pool_last``: a window over each channel by itself, on float32 maps that lie channels last.
+"""``depthwise_last`` and pools: a window over each channel by itself, on float32 maps that lie channels last.
 
 A task takes a row of the output. A tile is a few neighbouring pixels of one vector of channels: its weights are read once
 for all of them. Only tiles whose windows leave the input ask, tap by tap, what is inside.
@@ -25,10 +25,15 @@ def depthwise_last(call: KernelCall) -> Kernel:
 
 def max_pool_last(call: KernelCall) -> Kernel:
     """Input: data ``[N, H, W, C]``. Every window holds at least one element of it."""
-    return _window(call, pool=True)
+    return _window(call, "max")
 
 
-def _window(call: KernelCall, pool: bool = False) -> Kernel:
+def average_pool_last(call: KernelCall) -> Kernel:
+    """Input: data ``[N, H, W, C]``. Padding, if any, counts as zeros."""
+    return _window(call, "average")
+
+
+def _window(call: KernelCall, pool: str = "") -> Kernel:
     images, height, width, channels = call.inputs[0].shape
     _, out_height, out_width, _ = call.output.shape
     (kh, kw), (sh, sw) = call.attrs["window"], call.attrs["strides"]
@@ -47,7 +52,11 @@ def _window(call: KernelCall, pool: bool = False) -> Kernel:
                 x0 = T.Bind(tile_start(tx, out_width, pixels))
                 channel = T.Bind(tile_start(group, channels, lanes))
                 sums = scratch(pixels * lanes, "float32")
-                first = number(-np.inf if pool else 0, "float32", lanes) if bias is None else bias.load(channel, lanes)
+                first = (
+                    number(-np.inf if pool == "max" else 0, "float32", lanes)
+                    if bias is None
+                    else bias.load(channel, lanes)
+                )
                 for p in range(pixels):
                     sums.store(p * lanes, first, lanes)
                 row, column = T.Bind(y * sh - top), T.Bind(x0 * sw - left)
@@ -62,7 +71,10 @@ def _window(call: KernelCall, pool: bool = False) -> Kernel:
                         def add(p: int = p, at_column: Expr = at_column) -> None:
                             at = ((image * height + at_row) * width + at_column) * channels + channel
                             value, so_far = source.load(at, lanes), sums.load(p * lanes, lanes)
-                            more = tirx.max(so_far, value) if weight is None else so_far + weight * value
+                            if pool == "max":
+                                more = tirx.max(so_far, value)
+                            else:
+                                more = so_far + (value if weight is None else weight * value)
                             sums.store(p * lanes, more, lanes)
 
                         if not ask:
@@ -92,5 +104,7 @@ def _window(call: KernelCall, pool: bool = False) -> Kernel:
                     every(False)
                 for p in range(pixels):
                     at = ((image * out_height + y) * out_width + x0 + p) * channels + channel
-                    out.store(at, sums.load(p * lanes, lanes), lanes)
+                    value = sums.load(p * lanes, lanes)
+                    share = number(1 / (kh * kw), "float32", lanes)
+                    out.store(at, value * share if pool == "average" else value, lanes)
     return fn.kernel()
