@@ -56,7 +56,7 @@ def _absorb(
             return 0
         found[port] = name
         register = cells[name]
-        enables.add(register["connections"]["CE"][0] if register["parameters"]["CEMUX"] == "CE" else "1")
+        enables.add(register["connections"]["CE"][0] if _enabled(register) == "CE" else "1")
     if not found or len(enables) != 1:
         return 0
     for port, name in found.items():
@@ -78,6 +78,11 @@ def _plain(cell: dict[str, Any], memory: dict[str, Any], clock: str) -> bool:
         and wires["LSR"] == ["0"]
         and parameters["LSRMUX"] == "LSR"
         and parameters["REGSET"] == "RESET"
-        and parameters["CEMUX"] in ("CE", "1")
+        and _enabled(cell) in ("CE", "1")
         and parameters["GSR"] == "DISABLED"
     )
+
+
+def _enabled(cell: dict[str, Any]) -> str:
+    """``CE`` or ``1``: yosys puts a space behind a text that could be read as a number."""
+    return cell["parameters"]["CEMUX"].strip()

@@ -43,6 +43,16 @@ def test_all_registers_of_a_port_go() -> None:
     assert memory["connections"]["OCEB"] == [5]
 
 
+def test_registers_that_are_always_enabled() -> None:
+    design = netlist()
+    for name in ("a", "b"):
+        register = design["modules"]["top"]["cells"][name]
+        register["parameters"]["CEMUX"] = "1 "  # as yosys writes it
+        del register["connections"]["CE"]
+    assert absorb(design) == 2
+    assert design["modules"]["top"]["cells"]["memory"]["connections"]["OCEB"] == ["1"]
+
+
 def another_reader(cells: dict[str, Any]) -> None:
     cells["c"] = {"type": "LUT4", "parameters": {}, "port_directions": {"A": "input"}, "connections": {"A": [20]}}
 
