@@ -58,7 +58,19 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_version_and_help() -> None:
     assert re.fullmatch(r"xnorc \d+\.\d+\.\d+\S*\n", good("--version").output)
     listing = good("--help").output
-    verbs = ("export", "explain", "optimize", "compile", "run", "validate", "bench", "index", "report", "targets")
+    verbs = (
+        "export",
+        "explain",
+        "optimize",
+        "compile",
+        "bitstream",
+        "run",
+        "validate",
+        "bench",
+        "index",
+        "report",
+        "targets",
+    )
     for verb in verbs:
         assert re.search(rf"^  {verb} ", listing, re.M)
         for command in [[verb, "build"], [verb, "search"]] if verb == "index" else [[verb]]:

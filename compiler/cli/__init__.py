@@ -17,6 +17,7 @@ _VERBS = {
     "explain": "model",
     "optimize": "model",
     "compile": "build",
+    "bitstream": "bitstream",
     "run": "device",
     "validate": "validate",
     "bench": "device",

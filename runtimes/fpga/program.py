@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from . import boards
@@ -32,6 +33,17 @@ def top_of(package: Package, **options: Any) -> Top:
     options.setdefault("hz", facts["estimate"]["clock_hz"])
     options.setdefault("baud", facts["baud"])
     return boards.top(facts["board"], accelerator_of(package), design=bytes.fromhex(facts["design"]), **options)
+
+
+def with_bitstream(package: Package, built: Build) -> Package:
+    """The package with the members ``bitstream/top.*``, ``bitstream/report.json`` and ``rtl/top.v`` (all of the Verilog)."""
+    from ...package import Package as Whole
+
+    members = {name: package.member(name) for name in package.members if not name.startswith("bitstream/")}
+    members[f"bitstream/{built.file}"] = built.bitstream
+    members["bitstream/report.json"] = json.dumps(built.report, indent=1, sort_keys=True).encode()
+    members["rtl/top.v"] = built.verilog.encode()
+    return Whole.of(package.path, members, package.manifest)
 
 
 def bitstream(package: Package, progress: Progress | None = None, **options: Any) -> Build:
