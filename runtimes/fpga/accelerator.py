@@ -9,11 +9,13 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .folding import Fold
-from .stages import Multiply, Stage
+from .stages import Multiply, Pool, Slide, Stage
 from .units.fifo import Fifo
 from .units.matvec import MatrixVector
+from .units.pool import MaxPool
 from .units.technology import Technology
 from .units.width import converters
+from .units.window import Window
 
 
 class Accelerator(wiring.Component):
@@ -62,6 +64,10 @@ def make_unit(stage: Stage, fold: Fold, technology: Technology) -> wiring.Compon
     """The hardware of one stage."""
     if isinstance(stage, Multiply):
         return MatrixVector(stage.product, fold.pe, fold.simd, fold.store, technology)
+    if isinstance(stage, Slide):
+        return Window(stage.sliding, fold.simd, stage.source.bits)
+    if isinstance(stage, Pool):
+        return MaxPool(stage.source.height, stage.source.width, stage.kernel, stage.flip, fold.simd)
     raise TypeError(f"no unit for {type(stage).__name__}")
 
 

@@ -14,9 +14,10 @@ from math import gcd
 from typing import Any
 
 from ...errors import TargetError
-from .stages import Multiply, Stage
-from .units.matvec import LOGIC_DEPTH, Store
-from .units.popcount import best_tree, chain_tables, width_of
+from .stages import Multiply, Pool, Slide, Stage
+from .units.matvec import GROUP, LOGIC_DEPTH, Store
+from .units.popcount import Weights, best_tree, chain_tables, weighing, width_of
+from .units.window import BUFFER_BITS
 
 BLOCK_WIDTH, BLOCK_DEPTH = 36, 512
 """The widest shape of a block memory of the ECP5 (DP16KD)."""
@@ -130,6 +131,13 @@ def cost(stage: Stage, fold: Fold) -> Cost:
     """What ``stage`` takes when folded so."""
     if isinstance(stage, Multiply):
         return _product_cost(stage, fold)
+    if isinstance(stage, Slide):
+        return _window_cost(stage, fold)
+    if isinstance(stage, Pool):
+        words = stage.source.channels // fold.simd
+        columns = stage.result.width * words
+        luts = 6 * -(-fold.simd // 4) * -(-columns // 16) + 3 * fold.simd + _CONTROL
+        return Cost(stage.source.pixels * words, luts, 0, 2)
     raise TypeError(f"no cost for {type(stage).__name__}")
 
 
@@ -137,34 +145,68 @@ def _product_cost(stage: Multiply, fold: Fold) -> Cost:
     product = stage.product
     rows, columns = product.rows // fold.pe, product.columns // fold.simd
     folds = rows * columns
-    width = width_of(product.columns) + (product.thresholds is not None)
-    weights = "memory" if folds > 1 else "constant"
+    width = width_of(product.most) + (product.thresholds is not None)
+    weights: Weights = "memory" if folds > 1 or product.planes > 1 else "constant"
     tree = best_tree(fold.simd, weights)
-    luts = fold.pe * (tree.tables + chain_tables(width))
+    luts = fold.pe * (product.planes * tree.tables + _weighing_tables(fold.simd, product.planes) + chain_tables(width))
     blocks = 0
-    if folds == 1:
+    if weights == "constant":
         luts += _leaf_tables(product.columns, product.rows)
     elif fold.store == "block":
-        blocks += memory_blocks(fold.pe * fold.simd, folds)
+        blocks += sum(memory_blocks(size * fold.simd, folds) for size in _groups(fold.pe))
     else:
         luts += logic_tables(fold.pe * fold.simd, folds)
-    if product.thresholds is not None and rows > 1:
-        if rows <= LOGIC_DEPTH:
-            luts += logic_tables(fold.pe * width, rows)
+    limits = 0 if product.thresholds is None else product.thresholds.size // fold.pe
+    if limits > 1:
+        if limits <= LOGIC_DEPTH or fold.simd < 3:
+            luts += logic_tables(fold.pe * width, limits)
         else:
-            blocks += memory_blocks(fold.pe * width, rows)
+            blocks += sum(memory_blocks(size * width, limits) for size in _groups(fold.pe))
     if rows > 1 and columns > 1:  # the vector is kept in distributed memory, read beside the input
         # (and so is the next one, in front of the unit)
-        luts += 2 * fold.simd * (-(-columns // 16)) * 6 // 4 + fold.simd
+        bits = fold.simd * product.planes
+        luts += 2 * bits * (-(-columns // 16)) * 6 // 4 + bits
     out = fold.pe * product.result_bits
     luts += 6 * -(-out // 4) + _CONTROL
-    delay = tree.depth + 4 + (fold.store == "block" and folds > 1) + (folds == 1)
+    groups = 1 if weights == "constant" else -(-fold.pe // GROUP)
+    delay = tree.depth + weighing(product.planes) + 4 + (fold.store == "block" and folds > 1) + groups
     return Cost(stage.source.pixels * folds, luts, blocks, delay, fold.pe * fold.simd)
+
+
+def _window_cost(stage: Slide, fold: Fold) -> Cost:
+    words, width = stage.source.channels // fold.simd, fold.simd * stage.source.bits
+    depth = stage.sliding.kept_rows * stage.source.width * words
+    luts, blocks = 6 * -(-width // 4) + 4 * _CONTROL, 0
+    if depth * width > BUFFER_BITS:
+        blocks = memory_blocks(width, depth)
+    else:
+        luts += 6 * -(-width // 4) * -(-depth // 16) + width
+    kernel = stage.sliding.kernel[0] * stage.sliding.kernel[1]
+    cycles = max(stage.source.pixels * words, stage.result.pixels * kernel * words)
+    return Cost(cycles, luts, blocks, 6)
 
 
 def _leaf_tables(columns: int, rows: int) -> int:
     """Tables that all rows of constant weights share: for three columns two sums and up to eight carries."""
     return -(-columns // 3) * (2 + min(8, rows))
+
+
+def _groups(elements: int) -> list[int]:
+    """Sizes of the groups of processing elements, each with a memory of its own."""
+    return [min(GROUP, elements - start) for start in range(0, elements, GROUP)]
+
+
+def _weighing_tables(bits: int, planes: int) -> int:
+    """LUT4s that add the sums of planes, as ``ProcessingElement`` pairs them."""
+    tables, totals = 0, [(plane, bits) for plane in range(planes)]
+    while len(totals) > 1:
+        level = []
+        for (worth, low), (above, high) in zip(totals[::2], totals[1::2], strict=False):
+            most = low + (high << (above - worth))
+            tables += chain_tables(width_of(most) - (above - worth))
+            level.append((worth, most))
+        totals = level + totals[len(totals) & ~1 :]
+    return tables
 
 
 def memory_blocks(width: int, depth: int) -> int:
@@ -215,13 +257,24 @@ def _pass(stage: Stage, taken: Cost, fold: Fold, first: float, last: float) -> t
         begun = first + max(columns - 1, vector)
         done = max(first + taken.cycles - 1, last + (rows - 1) * columns)
         return begun + taken.delay, done + taken.delay
+    if isinstance(stage, Slide):
+        sliding, span = stage.sliding, last - first
+        begun = first + span * sliding.needs(0) / stage.source.height
+        words = stage.source.channels // fold.simd
+        row = sliding.out[1] * sliding.kernel[0] * sliding.kernel[1] * words
+        return begun + taken.delay, max(begun + row * sliding.out[0], last + row) + taken.delay
+    if isinstance(stage, Pool):
+        begun = first + (last - first) * (stage.kernel[0] - 1) / stage.source.height
+        return begun + taken.delay, max(last, first + taken.cycles) + taken.delay
     raise TypeError(f"no timing for {type(stage).__name__}")
 
 
 def widths(stage: Stage, fold: Fold) -> tuple[int, int]:
     """Bits of a word of a unit's input and output."""
     if isinstance(stage, Multiply):
-        return fold.simd, fold.pe * stage.product.result_bits
+        return fold.simd * stage.source.bits, fold.pe * stage.product.result_bits
+    if isinstance(stage, (Slide, Pool)):
+        return fold.simd * stage.source.bits, fold.simd * stage.source.bits
     raise TypeError(f"no widths for {type(stage).__name__}")
 
 
@@ -235,7 +288,7 @@ def _options(stage: Stage) -> list[tuple[Fold, Cost]]:
     """All folds of a stage."""
     found = []
     if not isinstance(stage, Multiply):
-        return [(Fold(), cost(stage, Fold()))]
+        return [(fold, cost(stage, fold)) for fold in (Fold(simd=simd) for simd in divisors(stage.source.channels))]
     for pe in divisors(stage.product.rows):
         for simd in divisors(stage.product.columns):
             folds = stage.product.rows * stage.product.columns // (pe * simd)

@@ -140,15 +140,12 @@ def part_of(package: Package, part: str) -> Package:
 def to_frames(samples: np.ndarray, port: Mapping[str, Any]) -> np.ndarray:
     """Bytes of a tensor uint8 ``[count, bytes]`` as frames of bits 0/1 ``[count, pixels · channels · bits]``."""
     count, pixels, channels, bits = len(samples), port["pixels"], port["channels"], port["bits"]
-    if port.get("dtype"):  # whole numbers, one an element
-        raw = samples.reshape(count, pixels * channels, -1)
-        return np.unpackbits(raw, axis=2, bitorder="little")[:, :, :bits].reshape(count, -1)
     planes = np.unpackbits(samples.reshape(count, bits, pixels, -1), axis=3, bitorder="little")[..., :channels]
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)).reshape(count, -1)
 
 
 def from_frames(frames: np.ndarray, port: Mapping[str, Any]) -> np.ndarray:
-    """What ``to_frames`` undoes; sums come as int32 ``scale · number + offset``."""
+    """What ``to_frames`` undoes; sums come as int32 ``scale · number + offset[channel]``."""
     count, pixels, channels, bits = len(frames), port["pixels"], port["channels"], port["bits"]
     elements = frames.reshape(count, pixels * channels, bits)
     if port["kind"] == "sums":
@@ -156,7 +153,8 @@ def from_frames(frames: np.ndarray, port: Mapping[str, Any]) -> np.ndarray:
         if port["signed"]:
             worth[-1] = -worth[-1]
         numbers = elements.astype(np.int64) @ worth
-        return (numbers * port["scale"] + port["offset"]).astype(np.int32)
+        rows = numbers.reshape(count, pixels, channels) * port["scale"] + np.asarray(port["offset"], np.int64)
+        return rows.astype(np.int32).reshape(count, -1)
     planes = elements.reshape(count, pixels, channels, bits).transpose(0, 3, 1, 2)
     return np.packbits(planes, axis=3, bitorder="little")
 

@@ -8,7 +8,7 @@ to the FPGA, what comes before (the head) and after it (the tail) stays on a CPU
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def partition(packed: onnx.ModelProto) -> Partition:
     flow: Flow | None = None
     for layer in run:
         made = layer.stages(flow)
-        stages += made
+        stages += [_named(stage, {other.name for other in stages}) for stage in made]
         flow = made[-1].result if made else flow
     on_fpga = [node.name for layer in run for node in layer.nodes]
     source, result = run[0].source, run[-1].result
@@ -153,6 +153,14 @@ class _Graph:
         if name not in values:
             values[name] = relax.const(np.zeros((), np.int8))  # constants are read from the model, by the node's number
         return values[name]
+
+
+def _named(stage: Stage, taken: set[str]) -> Stage:
+    """The stage with a name that no other has."""
+    name, number = stage.name, 2
+    while name in taken:
+        name, number = f"{stage.name}_{number}", number + 1
+    return replace(stage, name=name)
 
 
 def operator(node: onnx.NodeProto) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .units.matvec import Product
+from .units.window import Sliding
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,28 @@ class Multiply(Stage):
     def reference(self, x: np.ndarray) -> np.ndarray:
         """See ``Product.reference``."""
         return self.product.reference(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Slide(Stage):
+    """The windows of a convolution: each output pixel has as channels all elements under the kernel."""
+
+    sliding: Sliding
+
+    def reference(self, x: np.ndarray) -> np.ndarray:
+        """See ``Sliding.reference``."""
+        return self.sliding.reference(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Pool(Stage):
+    """Max-pooling of bits by windows side by side; the minimum where ``flip`` (0/1 ``[channels]``) is 1."""
+
+    kernel: tuple[int, int]
+    flip: np.ndarray
+
+    def reference(self, x: np.ndarray) -> np.ndarray:
+        """The largest of each window, in the sense of ``flip``."""
+        (kh, kw), (height, width) = self.kernel, (self.result.height, self.result.width)
+        cut = (x ^ self.flip)[: height * kh, : width * kw]
+        return cut.reshape(height, kh, width, kw, -1).max((1, 3)) ^ self.flip

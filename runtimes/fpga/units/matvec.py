@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -12,24 +13,41 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from .fifo import Fifo
-from .popcount import Leaves, ProcessingElement, Weights, best_tree, width_of
+from .popcount import Leaves, ProcessingElement, Weights, best_tree, weighing, width_of
 from .technology import Technology
 
 Store = Literal["block", "logic"]
+GROUP = 4
+"""Processing elements that read one copy of the vector."""
 LOGIC_DEPTH = 16
 """Weights of up to this many words are tables of logic (one LUT4 a bit); deeper ones lie in block memory."""
 
 
+@dataclass(frozen=True)
+class Border:
+    """Which thresholds a pixel has, where windows reach over the edge: class ``rows[y] · (1 + max(columns)) + columns[x]``."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    def classes(self) -> np.ndarray:
+        """Class of every pixel, in raster order."""
+        return (np.array(self.rows)[:, None] * (1 + max(self.columns)) + np.array(self.columns)).reshape(-1)
+
+
 @dataclass(frozen=True, eq=False)
 class Product:
-    """What a unit computes: ``count[m] = number of k with x[k] == w[m, k]``, then ``count >= threshold``.
+    """What a unit computes: ``count[m] = sum over k of x[k] where w[m, k] is 1, else 2^planes − 1 − x[k]``.
 
-    ``weights``: uint8 0/1 ``[M, K]``; ``thresholds``: int64 ``[M]`` on counts, 0 (always) to K + 1 (never), or None: the
-    unit then gives the counts. The sum of ±1 products is ``2 · count − K``.
+    For bits that is how often x and w agree, and the sum of ±1 products is ``2 · count − K``. ``weights``: uint8 0/1
+    ``[M, K]``. ``thresholds``: int64 ``[M]`` on counts, or one row for each class of ``border``, ``[classes, M]``: from 0
+    (always reached) to one more than can be (never); the results are bits. Without them they are the counts.
     """
 
     weights: np.ndarray
     thresholds: np.ndarray | None = None
+    planes: int = 1
+    border: Border | None = None
 
     @property
     def rows(self) -> int:
@@ -42,15 +60,26 @@ class Product:
         return self.weights.shape[1]
 
     @property
+    def most(self) -> int:
+        """The largest count."""
+        return self.columns * ((1 << self.planes) - 1)
+
+    @property
     def result_bits(self) -> int:
         """Bits of one row's result."""
-        return width_of(self.columns) if self.thresholds is None else 1
+        return width_of(self.most) if self.thresholds is None else 1
 
     def reference(self, x: np.ndarray) -> np.ndarray:
-        """Results int64 ``[..., M]`` of bits ``x`` 0/1 ``[..., K]``."""
+        """Results int64 ``[..., M]`` of elements ``x`` ``[..., K]``; all pixels of an image where there is a border."""
         x, w = x.astype(np.int64), self.weights.astype(np.int64)
-        count = self.columns - x.sum(-1)[..., None] - w.sum(-1) + 2 * (x @ w.T)
-        return count if self.thresholds is None else (count >= self.thresholds).astype(np.int64)
+        top = (1 << self.planes) - 1
+        count = 2 * (x @ w.T) - x.sum(-1)[..., None] + top * (self.columns - w.sum(-1))
+        if self.thresholds is None:
+            return count
+        limits = self.thresholds
+        if self.border is not None:
+            limits = limits[self.border.classes()].reshape(*x.shape[:-1], self.rows)
+        return (count >= limits).astype(np.int64)
 
 
 class MatrixVector(wiring.Component):
@@ -72,9 +101,13 @@ class MatrixVector(wiring.Component):
         self.row_folds, self.column_folds = product.rows // pe, product.columns // simd
         self.store: Store = store or ("logic" if self.folds <= LOGIC_DEPTH else "block")
         """Where the weights lie."""
+        self.weights: Weights = "memory" if self.folds > 1 or product.planes > 1 else "constant"
+        self.width = width_of(product.most) + (product.thresholds is not None)
+        self._limits = 0 if product.thresholds is None else product.thresholds.size // pe
+        self._limits_store: Store = "logic" if self._limits <= LOGIC_DEPTH or simd < 3 else "block"
         super().__init__(
             {
-                "input": In(stream.Signature(simd)),
+                "input": In(stream.Signature(simd * product.planes)),
                 "output": Out(stream.Signature(pe * product.result_bits)),
             }
         )
@@ -84,6 +117,12 @@ class MatrixVector(wiring.Component):
         """Words of weights, and cycles a vector."""
         return self.row_folds * self.column_folds
 
+    @property
+    def groups(self) -> int:
+        """Groups of elements that work a cycle after one another."""
+        return 1 if self.weights == "constant" else -(-self.pe // GROUP)
+
+    @cached_property
     def _weight_words(self) -> list[int]:
         """One word of ``pe · simd`` bits for each cycle, PE 0 lowest."""
         tiles = self.product.weights.reshape(self.row_folds, self.pe, self.column_folds, self.simd)
@@ -95,126 +134,188 @@ class MatrixVector(wiring.Component):
         """See the class."""
         m = Module()
         start, last = Signal(), Signal()
-        x, index, row = self._operands(m, start, last)
-        results, latency = self._elements(m, x, index, row, start)
-        done = _shifted(m, start & last, latency + 1, "done")
-        m.submodules.results = fifo = Fifo(len(self.output.payload), -(-(latency + 2) // self.column_folds) + 2)
+        x, index = self._operands(m, start, last)
+        results, latency = self._elements(m, x, index, start)
+        done = _line(m, start & last, latency + 1, "done")[-1]
+        m.submodules.results = fifo = Fifo(len(self.output.payload), -(-(latency + 3) // self.column_folds) + 3)
         m.d.comb += [fifo.input.payload.eq(results), fifo.input.valid.eq(done)]
         wiring.connect(m, wiring.flipped(self.output), fifo.output)
-        # Room that no pass has claimed yet.
+        # Room that no pass has claimed yet. What is tested is a cycle old: one place more makes up for it.
         room = Signal(range(fifo.depth + 1), init=fifo.depth)
         claim, freed = start & self._first, self.output.valid & self.output.ready
         with m.If(claim & ~freed):
             m.d.sync += room.eq(room - 1)
         with m.Elif(freed & ~claim):
             m.d.sync += room.eq(room + 1)
-        m.d.comb += self._room.eq(room != 0)
+        m.d.sync += self._room.eq(room > 1)
         return m
 
-    def _operands(self, m: Module, start: Signal, last: Signal) -> tuple[Signal, Signal, Signal]:
+    def _operands(self, m: Module, start: Signal, last: Signal) -> tuple[Signal, Signal]:
         """The words of the vector, registered, and the fold they belong to one cycle before; control of the input."""
         rows, columns = self.row_folds, self.column_folds
         column, row, index = Signal(range(columns)), Signal(range(rows)), Signal(range(self.folds))
-        self._first, self._room = Signal(), Signal()
-        fresh = Signal()
-        x = Signal(self.simd, reset_less=True)
+        # All that decides is in registers: the handshake is a table behind them, however far the neighbour is.
+        self._first, self._room = Signal(init=1), Signal()
+        fresh = Signal(init=1)
+        x = Signal(len(self.input.payload), reset_less=True)
         m.d.comb += [
-            self._first.eq(column == 0),
             last.eq(column == columns - 1),
-            fresh.eq(row == 0),
             start.eq((self._room | ~self._first) & (self.input.valid | ~fresh)),
             self.input.ready.eq(fresh & (self._room | ~self._first)),
         ]
         with m.If(start):
-            m.d.sync += column.eq(Mux(last, 0, column + 1))
+            m.d.sync += [column.eq(Mux(last, 0, column + 1)), self._first.eq(last)]
             m.d.sync += index.eq(Mux(index == self.folds - 1, 0, index + 1))
             with m.If(last):
-                m.d.sync += row.eq(Mux(row == rows - 1, 0, row + 1))
+                m.d.sync += [row.eq(Mux(row == rows - 1, 0, row + 1)), fresh.eq(row == rows - 1)]
         if rows == 1:
             m.d.sync += x.eq(self.input.payload)
         elif columns == 1:
             with m.If(start & fresh):  # the register itself keeps the vector
                 m.d.sync += x.eq(self.input.payload)
         else:
-            m.submodules.vector = vector = Memory(shape=self.simd, depth=columns, init=[])
+            m.submodules.vector = vector = Memory(shape=len(x), depth=columns, init=[])
             write, read = vector.write_port(), vector.read_port(domain="comb")
             m.d.comb += [
                 write.addr.eq(column), write.data.eq(self.input.payload), write.en.eq(start & fresh), read.addr.eq(column),
             ]  # fmt: skip
             m.d.sync += x.eq(Mux(fresh, self.input.payload, read.data))
-        return x, index, row
+        return x, index
 
-    def _elements(self, m: Module, x: Signal, index: Signal, row: Signal, start: Signal) -> tuple[Value, int]:
-        """The results of the processing elements as one word, and their latency after ``x``."""
-        product, wide = self.product, width_of(self.product.columns)
-        compares = product.thresholds is not None
-        width = wide + compares
-        weights: Weights = "memory" if self.folds > 1 else "constant"
+    def _elements(self, m: Module, x: Signal, index: Signal, start: Signal) -> tuple[Value, int]:
+        """The results of the processing elements as one word, and their latency after ``x``.
 
-        def make() -> ProcessingElement:
-            return ProcessingElement(self.simd, width, weights, self.technology)
-
-        kind = f"element_{self.simd}x{width}_{weights}"
-        elements = [self.technology.place(m, make, f"element_{pe}", kind) for pe in range(self.pe)]
-        tree = best_tree(self.simd, weights)
-        early = 0
-        if weights == "memory":
-            words, late = self._rom(m, index, self._weight_words(), self.pe * self.simd, "weights", self.store)
-            if late > 1:  # the vector waits for the weights
-                early, waited = 1, Signal.like(x, reset_less=True)
-                m.d.sync += waited.eq(x)
-                x = waited
-            for pe, element in enumerate(elements):
-                m.d.comb += [element.x.eq(x), element.w.eq(words[pe * self.simd : (pe + 1) * self.simd])]
-        else:
-            early = 1
-            m.submodules.leaves = leaves = Leaves(product.weights.tolist(), tree)
-            m.d.comb += leaves.x.eq(x)
-            m.d.comb += [element.x.eq(part) for element, part in zip(elements, leaves.rows, strict=True)]
-        latency = tree.depth + 1 + early
-        valid = _shifted(m, start, latency, "valid")
-        fresh = _shifted(m, start & self._first, latency, "fresh")
-        begin: Value = Const(0, self.pe * width)
-        if product.thresholds is not None:
-            offsets = ((1 << wide) - product.thresholds).reshape(-1, self.pe)
-            limits = [sum(int(value) << (width * pe) for pe, value in enumerate(part)) for part in offsets]
-            begin = Const(limits[0], self.pe * width)
-            if self.row_folds > 1:
-                passed = Signal(range(self.row_folds))
-                limits_store: Store = "logic" if self.row_folds <= LOGIC_DEPTH else "block"
-                coming = _shifted(m, start & self._first, latency - (1 if limits_store == "logic" else 2), "coming")
-                with m.If(coming):
-                    m.d.sync += passed.eq(Mux(passed == self.row_folds - 1, 0, passed + 1))
-                begin, _ = self._rom(m, passed, limits, self.pe * width, "limits", limits_store)
-        for pe, element in enumerate(elements):
-            m.d.comb += [element.valid.eq(valid), element.fresh.eq(fresh)]
-            m.d.comb += [element.offset.eq(begin[pe * width : (pe + 1) * width])]
-        return Cat(*(element.result[wide] if compares else element.result for element in elements)), latency
-
-    def _rom(
-        self, m: Module, address: Value, words: list[int], width: int, name: str, store: Store
-    ) -> tuple[Signal, int]:
-        """Word ``address`` of a table, registered, and how many cycles later.
-
-        Block memory is slow to give its data: they get a register of their own.
+        Elements form groups. A group has registers of its own for what all of them read, and hands it to the next group a
+        cycle later: no net of the design is long. Results wait until those of the last group are there.
         """
-        word = Signal(width, reset_less=True, name=name)
-        if store == "logic":
-            with m.Switch(address):
-                for number, content in enumerate(words):
-                    with m.Case(number):
-                        m.d.sync += word.eq(Const(content, width))
-            return word, 1
-        memory = Memory(shape=width, depth=len(words), init=words, attrs={"rom_style": "block"})
-        m.submodules[f"{name}_memory"] = memory
-        port = memory.read_port()
-        m.d.comb += port.addr.eq(address)
-        m.d.sync += word.eq(port.data)
-        return word, 2
+        tree = best_tree(self.simd, self.weights)
+        late = self.folds > 1 and self.store == "block"  # the vector waits for the weights
+        latency = tree.depth + weighing(self.product.planes) + 2 + late
+        valid = _line(m, start, latency + self.groups, "valid")
+        fresh = _line(m, start & self._first, latency + self.groups, "fresh")
+        results: list[Value] = []
+        row: Value | None = None
+        for group in range(self.groups):
+            elements = range(self.pe) if self.groups == 1 else range(group * GROUP, min(self.pe, (group + 1) * GROUP))
+            m.submodules[f"group_{group}"] = part = Module()
+            if self.weights == "memory":
+                x, index = _later(part, x, "vector"), _later(part, index, "fold")
+            words, row = self._weights(part, index, elements), self._row(m, part, row, fresh, latency)
+            operands = [_later(part, x, "waited") if late else x] * len(elements)
+            if self.weights == "constant":
+                part.submodules.leaves = leaves = Leaves(
+                    self.product.weights[elements.start : elements.stop].tolist(), tree
+                )
+                part.d.comb += leaves.x.eq(x)
+                operands = list(leaves.rows)
+            begin = self._begin(part, row, elements)
+            made: list[Value] = []
+            for number, pe in enumerate(elements):
+                element = self.technology.place(part, self._element, f"element_{pe}", self._kind)
+                part.d.comb += [
+                    element.x.eq(operands[number]),
+                    element.valid.eq(valid[latency + group - 1]),
+                    element.fresh.eq(fresh[latency + group - 1]),
+                    element.offset.eq(begin[number * self.width : (number + 1) * self.width]),
+                ]
+                if words is not None:
+                    part.d.comb += element.w.eq(words[number * self.simd : (number + 1) * self.simd])
+                made.append(element.result[-1] if self.product.thresholds is not None else element.result)
+            waiting: Value = Cat(*made)
+            for _ in range(self.groups - 1 - group):
+                waiting = _later(part, waiting, "waiting")
+            results.append(waiting)
+        return Cat(*results), latency + self.groups - 1
+
+    @property
+    def _kind(self) -> str:
+        planes = f"_{self.product.planes}bit" if self.product.planes > 1 else ""
+        return f"element_{self.simd}x{self.width}_{self.weights}{planes}"
+
+    def _element(self) -> ProcessingElement:
+        return ProcessingElement(self.simd, self.width, self.weights, self.technology, self.product.planes)
+
+    def _weights(self, m: Module, index: Value, elements: range) -> Value | None:
+        """The words of weights of some elements; None where they are constants."""
+        if self.weights == "constant":
+            return None
+        width = len(elements) * self.simd
+        words = [(word >> (elements.start * self.simd)) & ((1 << width) - 1) for word in self._weight_words]
+        return _rom(m, index, words, width, "weights", self.store)
+
+    def _row(self, m: Module, part: Module, row: Value | None, fresh: Signal, latency: int) -> Value | None:
+        """Which thresholds the sums about to begin have, for the next group of elements; None where they never change."""
+        if self._limits <= 1:
+            return None
+        if row is not None:
+            return _later(part, row, "limit")
+        border = self.product.border
+        passed = Signal(range(self.row_folds), name="row")
+        ahead = 2 if self._limits_store == "logic" else 3
+        step = fresh[latency - ahead - (border is not None)]
+        with m.If(step):
+            m.d.sync += passed.eq(Mux(passed == self.row_folds - 1, 0, passed + 1))
+        if border is None:
+            return passed
+        # Count the pixels as their first sums come near.
+        x, y = Signal(range(len(border.columns)), name="x"), Signal(range(len(border.rows)), name="y")
+        with m.If(step & (passed == self.row_folds - 1)):
+            m.d.sync += x.eq(Mux(x == len(border.columns) - 1, 0, x + 1))
+            with m.If(x == len(border.columns) - 1):
+                m.d.sync += y.eq(Mux(y == len(border.rows) - 1, 0, y + 1))
+        places = []
+        for counter, classes, worth in ((x, border.columns, 1), (y, border.rows, 1 + max(border.columns))):
+            place = Signal(range(self._limits), name="place")
+            with m.Switch(counter):
+                for index, number in enumerate(classes):
+                    if number:
+                        with m.Case(index):
+                            m.d.comb += place.eq(number * worth * self.row_folds)
+            places.append(place)
+        return _later(m, (places[0] + places[1] + passed)[: len(places[0])], "limit")
+
+    def _begin(self, m: Module, row: Value | None, elements: range) -> Value:
+        """What the sums of some elements begin at: 2^n − threshold, or 0."""
+        width = len(elements) * self.width
+        if self.product.thresholds is None:
+            return Const(0, width)
+        # By class of border, then by rows of the matrix.
+        offsets = ((1 << (self.width - 1)) - self.product.thresholds).reshape(-1, self.pe)
+        words = [sum(int(part[pe]) << (self.width * number) for number, pe in enumerate(elements)) for part in offsets]
+        return Const(words[0], width) if row is None else _rom(m, row, words, width, "limits", self._limits_store)
 
 
-def _shifted(m: Module, value: Value, cycles: int, name: str) -> Signal:
-    """``value`` so many cycles later; false after reset."""
-    line = Signal(max(1, cycles), name=name)
+def _rom(m: Module, address: Value, words: list[int], width: int, name: str, store: Store) -> Value:
+    """Word ``address`` of a table: a cycle later from logic, two from block memory.
+
+    Block memory is slow to give its data: they get a register of their own.
+    """
+    if len(words) == 1:
+        return Const(words[0], width)
+    word = Signal(width, reset_less=True, name=name)
+    if store == "logic":
+        with m.Switch(address):
+            for number, content in enumerate(words):
+                with m.Case(number):
+                    m.d.sync += word.eq(Const(content, width))
+        return word
+    memory = Memory(shape=width, depth=len(words), init=words, attrs={"rom_style": "block"})
+    m.submodules[f"{name}_memory"] = memory
+    port = memory.read_port()
+    m.d.comb += port.addr.eq(address)
+    m.d.sync += word.eq(port.data)
+    return word
+
+
+def _later(m: Module, value: Value, name: str) -> Signal:
+    """``value`` a cycle later."""
+    register = Signal(len(value), name=name, reset_less=True)
+    m.d.sync += register.eq(value)
+    return register
+
+
+def _line(m: Module, value: Value, cycles: int, name: str) -> Signal:
+    """``value`` in each of the last cycles: bit 0 one cycle ago; false after reset."""
+    line = Signal(cycles, name=name)
     m.d.sync += line.eq(Cat(value, line[:-1]))
-    return line[-1]
+    return line

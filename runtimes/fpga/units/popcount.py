@@ -75,6 +75,11 @@ def chain_tables(positions: int) -> int:
     return 2 * ((positions + 1) // 2)
 
 
+def weighing(planes: int) -> int:
+    """Cycles that it takes to add the sums of planes."""
+    return (planes - 1).bit_length()
+
+
 def adder_tables(left: int, right: int, carry: bool) -> int:
     """LUT4s of the adder of numbers up to ``left`` and ``right`` and perhaps a carry."""
     wide = max(width_of(left), width_of(right))
@@ -112,11 +117,14 @@ class ProcessingElement(wiring.Component):
     count make a comparison: begin at 2^n − threshold, and bit n of the result says whether the count reached it.) The
     result with that word is there a cycle later. With constant weights ``x`` are the sums of the tree's groups, made by
     ``Leaves``, two bits for a group of three.
+
+    Inputs of several ``planes`` are numbers, bit i of each worth 2^i: every plane has a tree, and with it the sum is of
+    x where w is 1 and of 2^planes − 1 − x where it is 0. Inputs then lie number by number; weights come from memory.
     """
 
-    def __init__(self, bits: int, width: int, weights: Weights, technology: Technology) -> None:
-        self.tree, self.technology, self.weights = best_tree(bits, weights), technology, weights
-        wide = bits if weights == "memory" else sum(map(width_of, self.tree.groups()))
+    def __init__(self, bits: int, width: int, weights: Weights, technology: Technology, planes: int = 1) -> None:
+        self.tree, self.technology, self.weights, self.planes = best_tree(bits, weights), technology, weights, planes
+        wide = bits * planes if weights == "memory" else sum(map(width_of, self.tree.groups()))
         ports = {"x": In(wide), "valid": In(1), "fresh": In(1), "offset": In(width), "result": Out(width)}
         if weights == "memory":
             ports["w"] = In(bits)
@@ -125,14 +133,37 @@ class ProcessingElement(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """See the class."""
         m = Module()
-        self._place, self._count = 0, 0
-        total = self._build(m, self.tree)
+        self._count = 0
+        totals: list[tuple[Value, int, int]] = []
+        for plane in range(self.planes):
+            self._place, self._inputs = 0, self.x if self.planes == 1 else Cat(*self.x[plane :: self.planes])
+            totals.append((self._build(m, self.tree), plane, self.tree.bits))
+        total = self._weigh(m, totals)
         go_on = Signal()
         m.d.comb += go_on.eq(~self.fresh)
         reached = self.technology.accumulate(m, total, self.result, go_on, self.offset, "reached")
         with m.If(self.valid):
             m.d.sync += self.result.eq(reached)
         return m
+
+    def _weigh(self, m: Module, totals: list[tuple[Value, int, int]]) -> Value:
+        """The sum of totals, each with the logarithm of its worth and the most it can be: neighbours in pairs, a cycle a level.
+
+        ``weighing`` says how many levels there are.
+        """
+        while len(totals) > 1:
+            level = []
+            for (low, worth, low_most), (high, above, high_most) in zip(totals[::2], totals[1::2], strict=False):
+                shift, name = above - worth, f"weighed_{self._count}"
+                most = low_most + (high_most << shift)
+                upper = self.technology.add(m, low[shift:], high, width_of(most) - shift, None, name)
+                total = self._register(m, Cat(low[:shift], upper), width_of(most), "weighed")
+                level.append((total, worth, most))
+            if len(totals) % 2:
+                value, worth, most = totals[-1]
+                level.append((self._delay(m, value, 1), worth, most))
+            totals = level
+        return totals[0][0]
 
     def _register(self, m: Module, value: Value, width: int, name: str) -> Signal:
         register = Signal(width, name=f"{name}_{self._count}", reset_less=True)
@@ -148,7 +179,9 @@ class ProcessingElement(wiring.Component):
     def _take(self, bits: int) -> tuple[Value, Value]:
         """The next ``bits`` inputs and weights."""
         start, self._place = self._place, self._place + bits
-        return self.x[start : self._place], self.w[start : self._place] if self.weights == "memory" else Const(0, 1)
+        return self._inputs[start : self._place], self.w[start : self._place] if self.weights == "memory" else Const(
+            0, 1
+        )
 
     def _build(self, m: Module, tree: Tree) -> Value:
         """The sum of the next groups, ``tree.depth`` cycles later."""

@@ -1,0 +1,86 @@
+"""The units of feature maps against NumPy, under random back-pressure."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("amaranth")
+
+from xnorc.runtimes.fpga.units.matvec import Border, MatrixVector, Product
+from xnorc.runtimes.fpga.units.pool import MaxPool
+from xnorc.runtimes.fpga.units.window import Sliding, Window
+
+from .streams import elements_of, stream_through, words_of
+
+SLIDINGS = [
+    (Sliding(5, 6, 4, (3, 3), (1, 1)), 2, 1),
+    (Sliding(5, 6, 4, (3, 3), (1, 1), (1, 1, 1, 1)), 4, 1),
+    (Sliding(5, 4, 1, (3, 3), (1, 1), (1, 1, 1, 1), 1), 1, 1),
+    (Sliding(7, 5, 3, (3, 3), (2, 2), (1, 1, 1, 1)), 3, 2),
+    (Sliding(6, 6, 2, (2, 2), (2, 2)), 1, 8),
+    (Sliding(4, 4, 2, (4, 4), (1, 1)), 2, 1),
+    (Sliding(7, 7, 1, (3, 3), (3, 3), (0, 1, 0, 1)), 1, 1),
+    (Sliding(6, 6, 1, (1, 1), (2, 2)), 1, 1),
+]
+
+
+@pytest.mark.parametrize(("sliding", "simd", "bits"), SLIDINGS)
+@pytest.mark.parametrize(("gaps", "refusals"), [(0.0, 0.0), (0.4, 0.4)])
+def test_windows_equal_numpy(sliding, simd, bits, gaps, refusals):
+    shape = (3, sliding.height, sliding.width, sliding.channels)
+    x = np.random.default_rng(0).integers(0, 1 << bits, shape)
+    want = np.stack([sliding.reference(image) for image in x]).reshape(3, -1)
+    got, _ = stream_through(
+        Window(sliding, simd, bits), words_of(x.reshape(3, -1), simd * bits, bits), want.size // simd,
+        gaps=gaps, refusals=refusals,
+    )  # fmt: skip
+    np.testing.assert_array_equal(elements_of(got, simd * bits, 3, bits), want)
+
+
+def test_a_window_unit_gives_a_word_a_cycle():
+    sliding = Sliding(6, 6, 2, (3, 3), (1, 1), (1, 1, 1, 1))
+    x = np.random.default_rng(0).integers(0, 2, (6, 72))
+    count = 36 * 9
+    _, cycles = stream_through(Window(sliding, 2), words_of(x, 2), 6 * count)
+    assert cycles[-1] - cycles[2 * count - 1] == 4 * count
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "kernel", "simd"),
+    [(4, 4, 4, (2, 2), 2), (5, 7, 4, (2, 2), 4), (6, 6, 3, (3, 3), 1), (4, 6, 2, (2, 3), 1)],
+)
+def test_pools_equal_numpy(height, width, channels, kernel, simd):
+    random = np.random.default_rng(1)
+    x, flip = random.integers(0, 2, (3, height, width, channels)), random.integers(0, 2, channels)
+    (kh, kw), (rows, columns) = kernel, (height // kernel[0], width // kernel[1])
+    cut = (x ^ flip)[:, : rows * kh, : columns * kw].reshape(3, rows, kh, columns, kw, channels)
+    want = (cut.max((2, 4)) ^ flip).reshape(3, -1)
+    unit = MaxPool(height, width, kernel, flip, simd)
+    got, _ = stream_through(unit, words_of(x.reshape(3, -1), simd), want.size // simd, gaps=0.3, refusals=0.3)
+    np.testing.assert_array_equal(elements_of(got, simd, 3), want)
+
+
+@pytest.mark.parametrize(
+    ("planes", "pe", "simd", "compares"), [(2, 4, 6, True), (8, 2, 4, True), (4, 2, 6, False), (3, 1, 1, True)]
+)
+def test_inputs_of_several_bits(planes, pe, simd, compares):
+    random = np.random.default_rng(planes)
+    weights, most = random.integers(0, 2, (8, 12)).astype(np.uint8), 12 * ((1 << planes) - 1)
+    product = Product(weights, random.integers(0, most + 2, 8) if compares else None, planes)
+    x = random.integers(0, 1 << planes, (4, 12))
+    unit = MatrixVector(product, pe, simd)
+    got, _ = stream_through(unit, words_of(x, simd * planes, planes), 4 * 8 // pe, gaps=0.2, refusals=0.2)
+    found = elements_of(got, len(unit.output.payload), 4, product.result_bits)
+    np.testing.assert_array_equal(found, product.reference(x))
+
+
+@pytest.mark.parametrize(("pe", "simd", "store"), [(4, 6, "logic"), (2, 3, "block"), (1, 1, "logic"), (4, 12, "block")])
+def test_pixels_at_the_border_have_thresholds_of_their_own(pe, simd, store):
+    random = np.random.default_rng(3)
+    border = Border((1, 0, 0, 2), (1, 0, 2))
+    weights = random.integers(0, 2, (4, 12)).astype(np.uint8)
+    product = Product(weights, random.integers(0, 14, (9, 4)), 1, border)
+    x = random.integers(0, 2, (2, 12, 12))
+    unit = MatrixVector(product, pe, simd, store)
+    got, _ = stream_through(unit, words_of(x.reshape(24, 12), simd), 24 * 4 // pe, gaps=0.2, refusals=0.3)
+    want = np.stack([product.reference(image) for image in x]).reshape(24, 4)
+    np.testing.assert_array_equal(elements_of(got, len(unit.output.payload), 24), want)
