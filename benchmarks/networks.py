@@ -237,6 +237,14 @@ def modelled(network: Network, model: onnx.ModelProto, board: str, folder: Path)
     }  # fmt: skip
 
 
+def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """What is newly known of a network, and what was not measured or modelled this time as it was."""
+    if old is None:
+        return new
+    boards = {**old.get("modelled", {}), **new.get("modelled", {})}
+    return (new if new["engines"] else old) | ({"modelled": boards} if boards else {})
+
+
 def say(record: dict[str, Any], ceiling: dict[str, float] | None) -> None:
     """Print one network."""
     print(f"\n{record['title']}", flush=True)
@@ -271,7 +279,13 @@ def say(record: dict[str, Any], ceiling: dict[str, float] | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=PEERS,
+        default=list(PEERS),
+        help="engines; with none given only boards are modelled",
+    )
     parser.add_argument("--rounds", type=int, default=30, help="runs of each engine, in turns")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pi", nargs="*", default=[], help="boards whose time is modelled (rpi4, rpi5, rpi3, ...)")
@@ -303,7 +317,10 @@ def main() -> None:
     if args.svg:
         args.svg.write_text(page.picture(facts))
     if args.save:
-        facts["networks"] = {**stored.get("networks", {}), **facts["networks"]}
+        kept = stored.get("networks", {})
+        facts["networks"] = {**kept, **{name: merged(kept.get(name), one) for name, one in facts["networks"].items()}}
+        if not args.peers and stored:
+            facts |= {key: stored[key] for key in ("machine", "ceiling")}
         facts["networks"] = {name: facts["networks"][name] for name in NETWORKS if name in facts["networks"]}
         FACTS.write_text(page.text(facts))
         page.write(facts)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import click
 from rich.markup import escape
 
-from .. import api
+from .. import api, targets
+from ..lower.costs import KERNELS, LayerCost, layer_costs
 from ..passes import Status
 from ..report import elide
 from ..report.text import amount
+from ..targets import Target
 from .common import (
     FILE,
     check_writable,
@@ -37,9 +39,13 @@ _COLOURS = {"packed": "green", "fused": "green", "folded": "cyan", "removed": "c
 
 @verb("explain", "Say what would be packed, what not, and why.", "xnorc explain model.onnx")
 @click.argument("model", type=FILE)
+@click.option(
+    "--costs", metavar="TARGET", help="Also print what each layer would cost there by kernel, and which it gets."
+)
 @model_options
 def explain_verb(
     model: Path,
+    costs: str | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     sign_zero: str | None,
     float_layers: str,
@@ -56,6 +62,7 @@ def explain_verb(
     float    stays in float
     """
     check_writable(json_file)
+    target = None if costs is None else targets.get(costs)
     with progress(f"explaining {model.name}") as say:
         found = api.explain(
             model,
@@ -82,7 +89,36 @@ def explain_verb(
     out.print(escape(summary(found)))
     if hint := _nothing_packed(found):
         out.print(escape(hint))
-    write_json(json_file, {"model": model, **found.to_dict()})
+    layers = []
+    if target is not None:
+        packed = api.optimize(
+            model,
+            shapes=dict(shapes),
+            sign_zero=sign_zero_value(sign_zero),
+            float_layers=float_layers,
+            calibration=read_calibration(calibration, model, dict(shapes)),
+        )
+        layers = layer_costs(packed.model, target)
+        _show_costs(layers, target)
+    more = {} if target is None else {"costs": {"target": target.name, "layers": [layer.to_dict() for layer in layers]}}
+    write_json(json_file, {"model": model, **found.to_dict(), **more})
+
+
+def _show_costs(layers: list[LayerCost], target: Target) -> None:
+    """A row a layer: million cycles by kernel; the chosen one in bold."""
+    out = console()
+    out.print(f"\nmillion cycles on {target.name} by kernel, estimated; the chosen kernel with a star")
+    shown = table("layer", "bits", "MMAC", *KERNELS)
+    for layer in layers:
+        cells = []
+        for name in KERNELS:
+            cost = layer.mcycles[name]
+            text = "–" if cost is None else f"{cost:.3f}"
+            text += f" ({layer.instruction})" if name == "int8" and cost is not None else ""
+            cells.append(f"[bold]{text} *[/]" if name == layer.chosen else text)
+        bits = f"W{layer.w_planes}A{layer.x_planes}"
+        shown.add_row(escape(elide(layer.layer, 40)), bits, f"{layer.macs / 1e6:.1f}", *cells)
+    out.print(shown)
 
 
 def summary(found: api.Explanation) -> str:

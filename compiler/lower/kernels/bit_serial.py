@@ -183,7 +183,16 @@ def bit_serial_conv(call: KernelCall) -> Kernel:
         masks=None, corrections=corrections.astype(np.int32), bits=every * taps,
     )  # fmt: skip
     masks = np.broadcast_to(mask, wide.shape) if needs_mask else None
-    return make(call, Serial(product, wide, masks, _factors(call), not attrs["bipolar"]))
+    return _fastest(call, Serial(product, wide, masks, _factors(call), not attrs["bipolar"]), fixed)
+
+
+def _fastest(call: KernelCall, serial: Serial, fixed: np.ndarray) -> Kernel:
+    """On bits, plane by plane, or on integers, whichever costs less; ``fixed`` is what only bits need added."""
+    from . import decoded_product
+
+    if serial.masks is None and decoded_product.suits(call, serial.product, serial.factors.shape):
+        return decoded_product.make(call, serial, serial.product.corrections - fixed)
+    return make(call, serial)
 
 
 def bit_serial_gemm(call: KernelCall) -> Kernel:
@@ -203,4 +212,5 @@ def bit_serial_gemm(call: KernelCall) -> Kernel:
         segments=[0], weights=wide[0], masks=None, corrections=(_constant_part(call, ones) + shift)[None].astype(np.int32),
         bits=k,
     )  # fmt: skip
-    return make(call, Serial(product, wide, None, _factors(call), not attrs["bipolar"]))
+    serial = Serial(product, wide, None, _factors(call), not attrs["bipolar"])
+    return _fastest(call, serial, _constant_part(call, ones))

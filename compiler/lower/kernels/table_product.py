@@ -23,6 +23,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from ..costs import Work, choose
 from ..kernel import Kernel, KernelCall
 from .common import Expr, Flat, cast, function, intrinsic, number, outer_loop, scratch, shuffle, tile_start, tiles
 from .outputs import Finished, Output
@@ -35,8 +36,6 @@ LONGEST = 31
 """Bytes of a row that byte lanes count: at most 8 differ in each."""
 SPREAD_BYTES = 16 << 10
 """Places of tables of a task: half of a first-level cache."""
-FEWEST_CHANNELS = 32
-FEWEST_PIXELS = 2
 CHUNK = 16
 
 
@@ -66,16 +65,13 @@ class Groups:
 
 
 def suits(call: KernelCall, product: Product) -> bool:
-    """Whether this kernel computes the product: every bit counts for every channel, counts fit 16 bits, and tiles fill."""
+    """Whether this kernel computes the product: every bit counts for every channel, counts fit 16 bits, and it costs less."""
     return (
-        call.target.arch == "x86_64"
-        and "avx2" in call.target.features
-        and "avx512bitalg" not in call.target.features  # that counts bytes in one instruction
-        and product.masks is None
+        product.masks is None
         and len(product.segments) == 1
         and product.bits < 65535
-        and product.weights.shape[0] >= FEWEST_CHANNELS
-        and product.pixels >= FEWEST_PIXELS
+        and product.pixels > 1
+        and choose(call.target, Work(1, 1, product.bits, product.weights.shape[0], product.pixels)) == "table"
     )
 
 
