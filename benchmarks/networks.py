@@ -323,7 +323,7 @@ def main() -> None:
             facts |= {key: stored[key] for key in ("machine", "ceiling")}
         facts["networks"] = {name: facts["networks"][name] for name in NETWORKS if name in facts["networks"]}
         FACTS.write_text(page.text(facts))
-        page.write(facts)
+        page.write(json.loads(FACTS.read_text()))  # of the figures as they are stored
 
 
 if __name__ == "__main__":
