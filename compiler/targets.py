@@ -54,13 +54,15 @@ class Target:
 @dataclass(frozen=True)
 class FpgaOptions:
     """What can be chosen for a board. ``fps``: images a second to reach (None: as many as fit); ``share``: of the chip's
-    LUTs to use at most; ``clock_hz``: 0 for the board's own; ``cpu``: the target of what stays on a CPU.
+    LUTs to use at most; ``clock_hz``: 0 for the board's own; ``cpu``: the target of what stays on a CPU;
+    ``mst``: count the rows of fully unrolled layers from one another.
     """
 
     fps: float | None = None
     share: float = 0.7
     clock_hz: float = 0.0
     cpu: str = "host"
+    mst: bool = False
 
 
 def _arm64(name: str, description: str, cpu: str, *features: str) -> Target:

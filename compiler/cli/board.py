@@ -15,7 +15,7 @@ from .common import console, progress, table, write_json
 
 
 def fpga_options(function: Callable[..., None]) -> Callable[..., None]:
-    """``--fps``, ``--max-luts``, ``--clock``, ``--cpu``, ``--estimate``: given on as ``estimate`` and ``fpga`` (or None)."""
+    """The options of FPGA boards from ``--fps`` to ``--estimate``: given on as ``estimate`` and ``fpga`` (or None)."""
 
     @click.option(
         "--fps", type=float, metavar="N", help="For an FPGA: images a second to reach (default: all that fits)."
@@ -23,18 +23,19 @@ def fpga_options(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--max-luts", metavar="P%", help="For an FPGA: share of its LUTs to use at most.  [default: 70%]")
     @click.option("--clock", type=float, metavar="MHZ", help="For an FPGA: the clock (default: the board's).")
     @click.option("--cpu", metavar="NAME", help="For an FPGA: target of what stays on a CPU.  [default: host]")
+    @click.option("--mst", is_flag=True, help="For an FPGA: fewer LUTs for fully unrolled layers, at a longer latency.")
     @click.option("--estimate", is_flag=True, help="For an FPGA: say what it takes and how fast it is, build nothing.")
     @wraps(function)
     def wrapped(
-        *args: Any, fps: float | None, max_luts: str | None, clock: float | None, cpu: str | None, estimate: bool,
-        **kwargs: Any,
+        *args: Any, fps: float | None, max_luts: str | None, clock: float | None, cpu: str | None, mst: bool,
+        estimate: bool, **kwargs: Any,
     ) -> None:  # fmt: skip
-        given = estimate or any(value is not None for value in (fps, max_luts, clock, cpu))
+        given = estimate or mst or any(value is not None for value in (fps, max_luts, clock, cpu))
         if fps is not None and not 0 < fps < 1e12:
             raise InputError(f"--fps {fps:g} must be a positive number")
         if clock is not None and not 1 <= clock <= 1000:
             raise InputError(f"--clock {clock:g}: between 1 and 1000 MHz")
-        options = FpgaOptions(fps, _share(max_luts), (clock or 0) * 1e6, cpu or "host") if given else None
+        options = FpgaOptions(fps, _share(max_luts), (clock or 0) * 1e6, cpu or "host", mst) if given else None
         function(*args, estimate=estimate, fpga=options, **kwargs)
 
     return wrapped

@@ -81,7 +81,7 @@ def compile_verb(
     chosen = targets.get(target)
     if fpga is not None and not chosen.is_fpga:
         raise TargetError(
-            f"--fps, --max-luts, --clock, --cpu and --estimate are for FPGA boards: '{chosen.name}' is none"
+            f"--fps, --max-luts, --clock, --cpu, --mst and --estimate are for FPGA boards: '{chosen.name}' is none"
         )
     if estimate:
         estimate_on_board(model, chosen.name, fpga, dict(shapes), sign_zero_value(sign_zero), json_file)

@@ -14,6 +14,7 @@ from .units.fifo import Fifo
 from .units.matvec import MatrixVector
 from .units.pool import MaxPool
 from .units.technology import Technology
+from .units.unrolled import SpanningMatrixVector
 from .units.width import converters
 from .units.window import Window
 
@@ -62,6 +63,8 @@ class Accelerator(wiring.Component):
 
 def make_unit(stage: Stage, fold: Fold, technology: Technology) -> wiring.Component:
     """The hardware of one stage."""
+    if isinstance(stage, Multiply) and fold.spanning:
+        return SpanningMatrixVector(stage.product, fold.pe, fold.simd, fold.store, technology)
     if isinstance(stage, Multiply):
         return MatrixVector(stage.product, fold.pe, fold.simd, fold.store, technology)
     if isinstance(stage, Slide):

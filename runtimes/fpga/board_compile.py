@@ -16,7 +16,7 @@ from ...targets import NAMES, FpgaOptions, get
 from . import boards
 from .accelerator import Accelerator
 from .emit import Design, emit
-from .folding import Plan, plan
+from .folding import Plan, compress, plan
 from .partition import Partition, partition
 from .units.technology import Technology
 
@@ -28,7 +28,7 @@ def estimate(packed: onnx.ModelProto, board: boards.Board, options: FpgaOptions)
     cut = partition(packed)
     clock = options.clock_hz or board.clock_hz
     found = plan(cut.stages, clock, dict(board.capacity), fps=options.fps, share=options.share, board=board.name)
-    return cut, found
+    return cut, compress(found) if options.mst else found
 
 
 def technology(board: boards.Board) -> Technology:

@@ -26,6 +26,8 @@ _MEMORY_MHZ = 130.0
 """A block RAM of the ECP5 without its output register cannot be sure to be faster; see ``outreg``."""
 _SECONDS = 4 * 3600.0
 _SYNTH = {"ecp5": "synth_ecp5", "ice40": "synth_ice40 -dsp", "gowin": "synth_gowin"}
+_PREPARE = {"ice40": "setattr -unset ram_style m:*; "}
+"""The iCE40 has no memory of LUTs: what asks for one becomes registers."""
 _SUFFIX = {"ecp5": "bit", "ice40": "bin", "gowin": "fs"}
 
 
@@ -126,7 +128,7 @@ def _tools(
         taken[tool.name] = round(time.monotonic() - started, 1)
         return text
 
-    synth = f"{_SYNTH[board.family]} -top top {options}"
+    synth = f"{_PREPARE.get(board.family, '')}{_SYNTH[board.family]} -top top {options}"
     step(YOSYS, "-p", f"read_verilog top.v; {synth}; write_json top.json; tee -q -o stat.json stat -json")
     needs = used(json.loads((folder / "stat.json").read_text()), board.family)
     has = dict(board.capacity)

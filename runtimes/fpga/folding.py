@@ -8,7 +8,7 @@ logic, and a share for control that was fitted to what yosys reports (the tests 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import gcd
 from typing import Any
@@ -17,6 +17,7 @@ from ...errors import TargetError
 from .stages import Multiply, Pool, Slide, Stage
 from .units.matvec import GROUP, LOGIC_DEPTH, Store
 from .units.popcount import Weights, best_tree, chain_tables, weighing, width_of
+from .units.unrolled import SpanningMatrixVector, cost_of
 from .units.window import BUFFER_BITS
 
 BLOCK_WIDTH, BLOCK_DEPTH = 36, 512
@@ -30,11 +31,12 @@ _DEEPEST_LOGIC = 64
 
 @dataclass(frozen=True)
 class Fold:
-    """``pe`` rows × ``simd`` columns a cycle, weights in ``store``."""
+    """``pe`` rows × ``simd`` columns a cycle, weights in ``store``; ``spanning``: rows counted from one another."""
 
     pe: int = 1
     simd: int = 1
     store: Store = "block"
+    spanning: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class Plan:
                     "pe": item.fold.pe,
                     "simd": item.fold.simd,
                     "store": item.fold.store,
+                    **({"spanning": True} if item.fold.spanning else {}),
                     "cycles": item.cost.cycles,
                     "luts": item.cost.luts,
                     "blocks": item.cost.blocks,
@@ -147,6 +150,10 @@ def _product_cost(stage: Multiply, fold: Fold) -> Cost:
     folds = rows * columns
     width = width_of(product.most) + (product.thresholds is not None)
     weights: Weights = "memory" if folds > 1 or product.planes > 1 else "constant"
+    if fold.spanning:
+        luts, delay = cost_of(product)
+        luts += 6 * -(-fold.pe * product.result_bits // 4) + _CONTROL
+        return Cost(stage.source.pixels, luts, 0, delay + 4, fold.pe * fold.simd)
     tree = best_tree(fold.simd, weights)
     luts = fold.pe * (product.planes * tree.tables + _weighing_tables(fold.simd, product.planes) + chain_tables(width))
     blocks = 0
@@ -348,6 +355,18 @@ def plan(
             f"{hint}choose a larger board or a smaller model"
         )
     return _plan(stages, chosen, clock_hz)
+
+
+def compress(found: Plan) -> Plan:
+    """MST-compression of the stages that are fully unrolled, where the estimate says that it takes fewer LUT4s."""
+    folds = []
+    for item in found.stages:
+        fold = item.fold
+        if isinstance(item.stage, Multiply) and SpanningMatrixVector.fits(item.stage.product, fold.pe, fold.simd):
+            other = replace(fold, spanning=True)
+            fold = other if cost(item.stage, other).luts < item.cost.luts else fold
+        folds.append(fold)
+    return _plan([item.stage for item in found.stages], folds, found.clock_hz)
 
 
 def _plan(stages: Sequence[Stage], folds: Sequence[Fold], clock_hz: float) -> Plan:

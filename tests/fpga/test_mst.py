@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,20 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
+import xnorc
+from tests.fpga.models import mlp
+from tests.fpga.streams import elements_of, stream_through, words_of
+from xnorc.runtimes.fpga.accelerator import Accelerator
+from xnorc.runtimes.fpga.board_compile import estimate
+from xnorc.runtimes.fpga.boards import get
 from xnorc.runtimes.fpga.resources import used
 from xnorc.runtimes.fpga.tools import YOSYS, run
+from xnorc.runtimes.fpga.units.matvec import Product
 from xnorc.runtimes.fpga.units.mst import SpanningCounts, counted_places, counts, spanning_tree
 from xnorc.runtimes.fpga.units.popcount import Leaves, ProcessingElement, best_tree, width_of
 from xnorc.runtimes.fpga.units.technology import Technology
+from xnorc.runtimes.fpga.units.unrolled import SpanningMatrixVector
+from xnorc.targets import FpgaOptions
 
 
 def agreement(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -92,6 +102,32 @@ def test_hardware_counts(rows: int, columns: int, seed: int) -> None:
     simulator.run()
     counted = (np.array(got) - np.array(unit.offsets)) * np.array(unit.signs) % (1 << unit.width)
     np.testing.assert_array_equal(counted, agreement(weights, x))
+
+
+@pytest.mark.parametrize("compares", [True, False])
+def test_the_unit_equals_numpy_under_back_pressure(compares: bool) -> None:
+    rng = np.random.default_rng(4)
+    weights = rng.integers(0, 2, (9, 21)).astype(np.uint8)
+    product = Product(weights, rng.integers(0, 23, 9) if compares else None)
+    unit = SpanningMatrixVector(product, 9, 21)
+    assert SpanningMatrixVector.fits(product, 9, 21) and not SpanningMatrixVector.fits(product, 9, 7)
+    x = rng.integers(0, 2, (30, 21))
+    got, _ = stream_through(unit, words_of(x, 21), 30, gaps=0.3, refusals=0.5, seed=1)
+    expected = product.reference(x)
+    np.testing.assert_array_equal(elements_of(got, len(unit.output.payload), 30, product.result_bits), expected)
+
+
+def test_a_compressed_plan_takes_fewer_luts_and_its_latency_is_foretold() -> None:
+    options = FpgaOptions(fps=90e6)
+    cut, before = estimate(xnorc.optimize(mlp((16, 12, 4))).model, get("ulx3s-85f"), options)
+    _, after = estimate(xnorc.optimize(mlp((16, 12, 4))).model, get("ulx3s-85f"), replace(options, mst=True))
+    assert any(fold.spanning for fold in after.folds) and after.luts < before.luts
+    assert after.interval == before.interval == 1 and after.latency > before.latency
+    pipeline = Accelerator(cut.stages, after.folds)
+    x = np.random.default_rng(0).integers(0, 2, (20, pipeline.frame_in_bits))
+    got, cycles = stream_through(pipeline, words_of(x, pipeline.input_width), 20)
+    plain, _ = stream_through(Accelerator(cut.stages, before.folds), words_of(x, pipeline.input_width), 20)
+    assert got == plain and abs(cycles[0] - after.latency) <= 10
 
 
 class Plain(wiring.Component):

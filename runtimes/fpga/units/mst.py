@@ -91,6 +91,20 @@ def counts(edges: Sequence[Edge], weights: np.ndarray, x: np.ndarray) -> np.ndar
     return out
 
 
+def ready_times(edges: Sequence[Edge]) -> list[int]:
+    """Cycles after the vector until each row's value is there: its places counted, its parent's value there, an adder."""
+    ready = [0] * len(edges)
+    for edge in edges:
+        counted = 1 + best_tree(len(edge.places), "constant").depth if edge.places else 0
+        ready[edge.row] = counted if edge.parent < 0 else max(ready[edge.parent], counted) + 1
+    return ready
+
+
+def depth_of(edges: Sequence[Edge]) -> int:
+    """Cycles until all rows are there."""
+    return max(ready_times(edges))
+
+
 class SpanningCounts(wiring.Component):
     """All rows of constant ``weights`` (uint8 0/1 ``[rows, K]``) at once, a vector ``x`` every cycle.
 
@@ -102,18 +116,14 @@ class SpanningCounts(wiring.Component):
         rows, columns = weights.shape
         self.weights, self.technology, self.edges = weights, technology, spanning_tree(weights)
         self.width = width_of(columns) + 1
-        self.signs, self.offsets, self.ready = [1] * rows, [0] * rows, [0] * rows
+        self.signs, self.offsets, self.ready = [1] * rows, [0] * rows, ready_times(self.edges)
         for edge in self.edges:
-            row, differ = edge.row, len(edge.places)
-            counted = 1 + best_tree(differ, "constant").depth if differ else 0
             if edge.parent < 0:
-                self.ready[row] = counted
                 continue
             sign = self.signs[edge.parent]
-            self.signs[row] = -sign if edge.flipped else sign
+            self.signs[edge.row] = -sign if edge.flipped else sign
             shift = (columns if sign > 0 else -columns) if edge.flipped else 0
-            self.offsets[row] = self.offsets[edge.parent] + differ + shift
-            self.ready[row] = max(self.ready[edge.parent], counted) + 1
+            self.offsets[edge.row] = self.offsets[edge.parent] + len(edge.places) + shift
         self.depth = max(self.ready)
         super().__init__({"x": In(columns), "values": Out(self.width).array(rows)})
 
