@@ -1,4 +1,8 @@
-"""The device ``sim``: the package's Verilog in Verilator, head and tail in this process."""
+"""The devices ``sim`` and ``sim://board``: the package's Verilog in Verilator, head and tail in this process.
+
+``sim`` feeds the accelerator a word a cycle and counts its cycles. ``sim://board`` puts around it what goes on a board: the
+framed link, whose bytes (a cycle each) are all that passes in and out.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import numpy as np
 from ...errors import InputError
 from ..device import Device
 from .hybrid import HybridSession
-from .session import design_of
+from .session import LinkEngine, design_of
 from .simulate import Cycles, Simulator
 
 if TYPE_CHECKING:
@@ -32,6 +36,27 @@ class SimDevice(Device):
         session = HybridSession(self.name, package, engine)
         session.notes.append(engine.note())
         return session
+
+
+class SimBoardDevice(Device):
+    """The accelerator behind the link, as on a board."""
+
+    name = "sim://board"
+
+    def open(self, package: Package, threads: int = 1) -> HybridSession:
+        """See ``Device.open``. The first time builds the simulator, which is then kept."""
+        facts = design_of(package)
+        if threads != 1:
+            raise InputError(f"device '{self.name}': {threads} threads make no sense on an FPGA, it has no threads")
+        from .link.client import Client
+        from .link.framed import Framed
+        from .program import accelerator_of
+        from .verilated import Process, build
+
+        clock = facts["estimate"]["clock_hz"]
+        framed = Framed(accelerator_of(package), design=bytes.fromhex(facts["design"]), clock_hz=clock)
+        client = Client(Process(build(framed.verilog())))
+        return HybridSession(self.name, package, LinkEngine(self.name, package, client))
 
 
 class _Engine:

@@ -45,6 +45,12 @@ def test_simulated_outputs_equal_those_of_the_cpu(package):
     np.testing.assert_array_equal(package.run(data, "sim")["b2"], host.run(data, "host")["b2"])
 
 
+@pytest.mark.slow
+def test_the_board_with_its_link_gives_the_same(package):
+    data = {"image": np.random.default_rng(6).normal(size=(70, 1, 48)).astype(np.float32)}
+    np.testing.assert_array_equal(package.run(data, "sim://board")["b2"], package.run(data, "sim")["b2"])
+
+
 def test_validation_on_the_simulator_is_good_and_tells_cycles(package):
     result = package.validate("sim")
     assert result.ok
