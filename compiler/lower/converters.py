@@ -19,6 +19,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from .. import golden
 from ..opset import STANDARD_OPSET
+from .kernel import EpilogueStep
 from .kernels import float_calls, float_product
 
 Converter = Callable[[Any, list[Any], Sequence["np.ndarray | None"], dict[str, Any]], Any]
@@ -153,6 +154,8 @@ def conv(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, Any
     axes = len(data) - 2
     given = [expr for expr in inputs if expr is not None]
     if axes not in (1, 2) or not _floats_at_run_time(given, values):
+        if attrs.get("epilogue"):
+            raise ValueError("an epilogue for a convolution that is not ours")
         return _standard("Conv", bb, inputs, attrs)
     group, strides = attrs.get("group", 1), list(attrs.get("strides", [1] * axes))
     dilations = list(attrs.get("dilations", [1] * axes))
@@ -171,7 +174,20 @@ def conv(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, Any
         "pads": [0] * missing + pads[:axes] + [0] * missing + pads[axes:],
     }
     kernel = "depthwise" if weights[1] == 1 and group > 1 else "conv"
+    described["epilogue"], parameters = finish(attrs.get("epilogue", ()))
+    given += [relax.const(value) for value in parameters]
     return float_calls.emit(bb, kernel, described, given, (data[0], weights[0], *out))
+
+
+def finish(steps: Sequence[EpilogueStep]) -> tuple[list[tuple[str, int]], list[np.ndarray]]:
+    """Steps of an epilogue as ``kernels/float_finish.py`` takes them: operations, and the parameters of all."""
+    described: list[tuple[str, int]] = []
+    parameters: list[np.ndarray] = []
+    for step in steps:
+        own = [value for value in (step.p, step.q) if isinstance(value, np.ndarray)]
+        described.append((step.op, len(own)))
+        parameters += [np.ascontiguousarray(value, np.float32) for value in own]
+    return described, parameters
 
 
 @converter("Gemm")
@@ -218,13 +234,22 @@ def matmul(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, A
     return _products(bb, inputs[0], inputs[1])
 
 
-def linear(bb: Any, left: Any, right: np.ndarray, bias: np.ndarray | None, shape: Sequence[int]) -> Any:
-    """``left [..., k] @ right [k, n]`` with a constant right side."""
+def linear(
+    bb: Any,
+    left: Any,
+    right: np.ndarray,
+    bias: np.ndarray | None,
+    shape: Sequence[int],
+    steps: Sequence[EpilogueStep] = (),
+) -> Any:
+    """``left [..., k] @ right [k, n]`` with a constant right side, and steps on its columns."""
     depth, columns = right.shape
     args = [left, relax.const(float_product.lay_out(right))]
     if bias is not None:
         args.append(relax.const(float_product.lay_out(bias[None]).reshape(-1)))
-    attrs = {"m": int(np.prod(shape[:-1])), "k": depth, "n": columns}
+    described, parameters = finish(steps)
+    args += [relax.const(float_product.lay_out(value[None]).reshape(-1)) for value in parameters]
+    attrs = {"m": int(np.prod(shape[:-1])), "k": depth, "n": columns, "epilogue": described}
     return float_calls.emit(bb, "linear", attrs, args, shape)
 
 

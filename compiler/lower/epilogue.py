@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,6 +88,38 @@ def read_epilogue(
             done.epilogue = Epilogue("float", steps=tuple(steps), channels_first=channels_first)
         else:  # a transpose alone is not worth a kernel variant
             done.nodes, done.output = [anchor], anchor.output[0]
+    return done
+
+
+_CHANNEL_STEPS = frozenset({"mul", "add", "sub", "rsub", "relu", "prelu", "clip"})
+
+
+def float_chain(
+    layer: onnx.NodeProto,
+    readers: Mapping[str, Sequence[onnx.NodeProto]],
+    constants: dict[str, np.ndarray],
+    shapes: dict[str, tuple[int, ...]],
+) -> Fused:
+    """A float32 `Conv` and what follows it channel by channel: batch normalization, bias, activation, on constants alone.
+
+    ``readers``: nodes that read a tensor; an output of the model counts as one more.
+    """
+    done = Fused(Epilogue("float", channels_first=True), layer.output[0], [layer])
+    shape = shapes[layer.output[0]]
+    steps: list[EpilogueStep] = []
+    while len(readers.get(done.output, ())) == 1:
+        node = readers[done.output][0]
+        if node.domain or any(name and name != done.output and name not in constants for name in node.input):
+            break
+        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        step = _float_step(node, attrs, done, constants, shapes, True, 1, shape[1])
+        if step is None or step.op not in _CHANNEL_STEPS or step.lies is not None or done.extra:
+            break
+        steps.append(step)
+        done.output = node.output[0]
+        done.nodes.append(node)
+    done.extra = []
+    done.epilogue = Epilogue("float", steps=tuple(steps), channels_first=True)
     return done
 
 

@@ -19,6 +19,7 @@ from tvm import relax
 from ..opset import DOMAIN, TensorType
 from . import converters
 from .epilogue import Fused
+from .kernel import EpilogueStep
 from .kernels import float_calls
 
 LAST = (0, 2, 3, 1)
@@ -83,7 +84,7 @@ class Layout:
             before = len(self.last)
             for fused in groups:
                 node, name = fused.nodes[0], fused.output
-                if name in self.last or not self._may(name) or len(fused.nodes) > 1:
+                if name in self.last or not self._may(name) or (len(fused.nodes) > 1 and node.domain):
                     continue
                 if self.native(node) and any(source in self.last for source in node.input) and self._gives_maps(node):
                     self.last.add(name)
@@ -223,8 +224,11 @@ _NATIVE: dict[str, Callable[[Layout, onnx.NodeProto, Attributes], bool]] = {
 }
 
 
-def convert(bb: Any, node: onnx.NodeProto, data: Any, constants: Mapping[str, np.ndarray], shape: Sequence[int]) -> Any:
-    """One of ``_NATIVE`` on ``data`` ``[N, H, W, C]``. ``shape``: of the output as the model has it."""
+def convert(
+    bb: Any, node: onnx.NodeProto, data: Any, constants: Mapping[str, np.ndarray], shape: Sequence[int],
+    steps: Sequence[EpilogueStep] = (),
+) -> Any:  # fmt: skip
+    """One of ``_NATIVE`` on ``data`` ``[N, H, W, C]``. ``shape``: of the output as the model has it. ``steps``: of a `Conv`."""
     attrs = attributes(node)
     if node.op_type in ("ReduceMean", "GlobalAveragePool"):
         return relax.op.reshape(bb.emit(relax.op.mean(data, axis=[1, 2])), shape)
@@ -234,14 +238,16 @@ def convert(bb: Any, node: onnx.NodeProto, data: Any, constants: Mapping[str, np
         bias = constants[node.input[2]] if len(node.input) > 2 and node.input[2] else None
         out = tuple(shape[axis] for axis in LAST)
         if attrs.get("group", 1) > 1:
-            described = _described(attrs, weights.shape[2:])
+            described: dict[str, Any] = _described(attrs, weights.shape[2:])
+            described["epilogue"], parameters = converters.finish(steps)
             taps = np.ascontiguousarray(weights.reshape(len(weights), -1).T)
             args = [data, relax.const(taps), *([] if bias is None else [relax.const(bias)])]
+            args += [relax.const(value) for value in parameters]
             return float_calls.emit(bb, "depthwise_last", described, args, out)
         if strides != [1, 1]:
             _, height, width, _ = converters.shape_of(data)
             data = bb.emit(relax.op.strided_slice(data, [1, 2], [0, 0], [height, width], strides, assume_inbound=True))
-        return converters.linear(bb, data, np.ascontiguousarray(weights[:, :, 0, 0].T), bias, out)
+        return converters.linear(bb, data, np.ascontiguousarray(weights[:, :, 0, 0].T), bias, out, steps)
     described = _described(attrs, attrs["kernel_shape"])
     if node.op_type == "MaxPool":
         return float_calls.emit(bb, "max_pool_last", described, [data], tuple(shape[axis] for axis in LAST))

@@ -28,8 +28,8 @@ from ..opset import DOMAIN, REGISTRY, TensorType
 from ..targets import Target
 from . import pooling, sorting  # noqa: F401  they register their converters
 from .converters import CHECKS, CONVERTERS
-from .epilogue import Fused, read_epilogue
-from .kernel import Epilogue, KernelCall
+from .epilogue import Fused, float_chain, read_epilogue
+from .kernel import Epilogue, EpilogueStep, KernelCall
 from .layout import ELEMENTWISE, FIRST, LAST, PACKERS, Layout, constant_last, convert, physical
 from .program import DTYPES
 
@@ -40,6 +40,11 @@ MAX_RANK = 8
 def metadata(proto: Any, key: str) -> str | None:
     """Value of one entry of ``metadata_props``."""
     return next((entry.value for entry in proto.metadata_props if entry.key == key), None)
+
+
+def attribute_ints(node: onnx.NodeProto, name: str) -> list[int]:
+    """An attribute of integers, or [0] where there is none."""
+    return next((list(a.ints) for a in node.attribute if a.name == name), [0])
 
 
 def symbol(text: str) -> str:
@@ -117,6 +122,18 @@ class Importer:
                 fused = read_epilogue(node, group, self.constants, shapes)
                 covered |= {id(n) for n in fused.nodes}
                 fused_at[id(fused.nodes[-1])] = fused
+        readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in nodes:
+            for name in node.input:
+                readers.setdefault(name, []).append(node)
+        for out in self.model.graph.output:
+            readers.setdefault(out.name, []).append(onnx.NodeProto(domain="output"))
+        for node in nodes:
+            if id(node) not in covered and self._is_float_layer(node):
+                fused = float_chain(node, readers, self.constants, shapes)
+                if len(fused.nodes) > 1 and not any(id(n) in covered for n in fused.nodes):
+                    covered |= {id(n) for n in fused.nodes}
+                    fused_at[id(fused.nodes[-1])] = fused
         order = []
         for node in nodes:
             if id(node) in fused_at:
@@ -125,6 +142,15 @@ class Importer:
                 order.append(Fused(Epilogue(), node.output[0], [node]))
         return order
 
+    def _is_float_layer(self, node: onnx.NodeProto) -> bool:
+        """Whether a node is a float32 convolution over one or two axes, of a computed tensor with constant weights."""
+        if node.domain or node.op_type != "Conv" or node.input[0] in self.constants:
+            return False
+        kind, out = self.types.get(node.input[0]), self.types.get(node.output[0])
+        known = all(name in self.constants for name in node.input[1:] if name)
+        plain = kind is not None and out is not None and kind.dtype == np.float32 and len(kind.shape) in (3, 4)
+        return known and plain and min(*attribute_ints(node, "pads"), 0) >= 0
+
     def _emit(self, fused: Fused) -> None:
         anchor = fused.nodes[0]
         as_last = self.layout.works_last(fused)
@@ -132,8 +158,13 @@ class Importer:
             results = [self._kernel(anchor, fused, as_last)]
             outputs = [fused.output]
         else:
-            results = self._convert_last(anchor) if as_last else self._convert(anchor, self._inputs(anchor, False))
-            pairs = list(zip(anchor.output, results, strict=False))
+            steps = fused.epilogue.steps
+            if as_last:
+                results = self._convert_last(anchor, steps)
+            else:
+                results = self._convert(anchor, self._inputs(anchor, False), steps=steps)
+            written = [fused.output] if len(fused.nodes) > 1 else anchor.output
+            pairs = list(zip(written, results, strict=False))
             if lost := [name for name in anchor.output[len(results) :] if name]:
                 raise UnsupportedError(anchor.name, anchor.op_type, f"its output '{lost[0]}' is not computed")
             outputs, results = [name for name, _ in pairs if name], [expr for name, expr in pairs if name]
@@ -199,16 +230,16 @@ class Importer:
     def _inputs(self, node: onnx.NodeProto, last: bool) -> list[relax.Expr | None]:
         return [self._read(name, last) if name else None for name in node.input]
 
-    def _convert_last(self, node: onnx.NodeProto) -> list[relax.Expr]:
+    def _convert_last(self, node: onnx.NodeProto, steps: Sequence[EpilogueStep] = ()) -> list[relax.Expr]:
         """A standard operator on tensors that lie channels last."""
         if node.op_type in ELEMENTWISE:
             return self._convert(node, self._inputs(node, True), constant_last)
         data = self._read(node.input[0], True)
-        return [convert(self._bb, node, data, self.constants, self.types[node.output[0]].shape)]
+        return [convert(self._bb, node, data, self.constants, self.types[node.output[0]].shape, steps)]
 
     def _convert(
         self, node: onnx.NodeProto, given: Sequence[relax.Expr | None],
-        lay: Callable[[np.ndarray], np.ndarray] = lambda value: value,
+        lay: Callable[[np.ndarray], np.ndarray] = lambda value: value, steps: Sequence[EpilogueStep] = (),
     ) -> list[relax.Expr]:  # fmt: skip
         """A standard operator, by TVM's converter or one of our own. ``lay``: how constants lie in ``given``."""
         inputs = onnx_frontend.onnx_input()
@@ -219,6 +250,8 @@ class Importer:
             raise UnsupportedError(node.name, node.op_type, "xnorc has no lowering for this operator")
         try:
             attrs = self._front._parse_attr(node.attribute)
+            if steps:
+                attrs["epilogue"] = steps
             attrs["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -7,7 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from xnorc import golden
+from tests.passes.mini import Net
+from xnorc import golden, targets
+from xnorc.lower.build import lower
+from xnorc.model import prepare
+from xnorc.passes import optimize
 
 from .float_cases import Case, merged
 from .harness import run_emulated, run_on_host
@@ -141,3 +145,32 @@ def test_constant_operands_are_left_to_folding() -> None:
     feeds = {"x": np.ones((1, 3, 3, 3), np.float32)}
     model = onnx.shape_inference.infer_shapes(model)
     np.testing.assert_allclose(run_on_host(model, feeds)["y"], golden.run(model, feeds)["y"], rtol=0, atol=1e-5)
+
+
+def test_batch_norm_and_activation_are_part_of_the_layer(tmp_path) -> None:
+    """One kernel a layer, near ONNX Runtime on shapes that no tile divides, in both layouts."""
+    net = Net((1, 3, 30, 26))
+
+    def layer(x: str, channels: int, out: int, size: int, **attrs) -> str:
+        group = attrs.pop("group", 1)
+        weight = net.const(
+            net.floats(out, channels // group, size, size) / np.float32(size * np.sqrt(channels / group))
+        )
+        x = net.conv(x, channels, out, (size, size), weight=weight, group=group, bias=True, **attrs)
+        return net.affine(x, net.floats(out), net.floats(out))
+
+    x = net.node("Relu", layer("x", 3, 21, 7, pads=[3] * 4, strides=[2, 2]))
+    x = net.node("PRelu", layer(x, 21, 21, 3, pads=[1] * 4, group=21), net.floats(21, 1, 1))
+    x = net.node("Clip", layer(x, 21, 33, 1), np.float32(-3), np.float32(3))
+    signs = net.node("Where", net.node("Greater", x, np.float32(0)), np.float32(1), np.float32(-1))
+    y = net.bn(net.conv(signs, 33, 33, pads=[1] * 4), 33)
+    y = net.node("LeakyRelu", layer(net.node("Add", x, y), 33, 10, 1))
+    model = net.model(x, y)
+    packed = optimize(prepare(model)).model
+    program = lower(packed, targets.get("host"), "m")
+    fused = [step for step in program.steps if step.op.startswith("Conv+Mul+Add")]
+    assert len(fused) == 4 and all(len(step.calls) <= 3 for step in fused)
+    feeds = golden.random_inputs(model)
+    expected = golden.run(packed, feeds)
+    for found in (run_on_host(packed, feeds), run_emulated(packed, feeds, "rpi4"), run_emulated(packed, feeds, "rpi2")):
+        np.testing.assert_allclose(found[x], expected[x], rtol=0, atol=2e-5 * np.abs(expected[x]).max())

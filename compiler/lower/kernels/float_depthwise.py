@@ -14,6 +14,7 @@ from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
 from .common import Expr, Flat, broadcast, elements, function, number, outer_loop, scratch, tile_start, tiles
+from .float_finish import Finish
 
 ROWS = 4
 UNROLLED_TAPS = 25
@@ -56,7 +57,9 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
     with function(call) as fn:
         source, kernel = fn.input(0), None if pool else fn.input(1)
         outside = -math.inf if pool == "max" else 0
-        bias = fn.input(2) if len(call.inputs) > 2 else None
+        finish = Finish(call)
+        bias = fn.input(2) if finish.inputs > 2 else None
+        finish.declare(fn)
         out = fn.output()
 
         def fill(plane: Flat, channel: Expr, phase: int) -> None:
@@ -122,5 +125,7 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
                         at = ((channel * multiplier + m) * out_height + y0 + r) * out_width + x0
                         value = sums.load(r * lanes, lanes)
                         share = number(1 / taps, "float32", lanes)
-                        out.store(at, value * share if pool == "average" else value, lanes)
+                        value = value * share if pool == "average" else value
+                        value = finish.apply(value, lambda table, c=place: broadcast(table.load(c), lanes), lanes)
+                        out.store(at, value, lanes)
     return fn.kernel()

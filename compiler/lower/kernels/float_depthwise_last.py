@@ -12,6 +12,7 @@ from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
 from .common import Expr, elements, function, number, outer_loop, scratch, tile_start, tiles
+from .float_finish import Finish
 
 PIXELS = 4
 UNROLLED_TAPS = 9
@@ -44,7 +45,9 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
 
     with function(call) as fn:
         source, kernel = fn.input(0), None if pool else fn.input(1)
-        bias = fn.input(2) if len(call.inputs) > 2 else None
+        finish = Finish(call)
+        bias = fn.input(2) if finish.inputs > 2 else None
+        finish.declare(fn)
         out = fn.output()
         with outer_loop(images * out_height, work) as task:
             image, y = T.Bind(task // out_height), T.Bind(task % out_height)
@@ -106,5 +109,7 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
                     at = ((image * out_height + y) * out_width + x0 + p) * channels + channel
                     value = sums.load(p * lanes, lanes)
                     share = number(1 / (kh * kw), "float32", lanes)
-                    out.store(at, value * share if pool == "average" else value, lanes)
+                    value = value * share if pool == "average" else value
+                    value = finish.apply(value, lambda table, channel=channel: table.load(channel, lanes), lanes)
+                    out.store(at, value, lanes)
     return fn.kernel()

@@ -36,6 +36,7 @@ from .common import (
     shuffle,
     tile_start,
 )
+from .float_finish import Finish
 
 PANELS = (16, 8)
 """Columns that ``lay_out`` may put side by side, on every target: multiples of every vector."""
@@ -232,6 +233,9 @@ class Operands:
     column_bias: Flat | None
     out: Flat
     target: Target
+    finish: Finish | None = None
+    finish_rows: bool = False
+    """Whether channels, to which the finish belongs, are rows."""
 
 
 def multiply_add(target: Target, a: Expr, b: Expr, total: Expr, lanes: int) -> Expr:
@@ -242,10 +246,11 @@ def multiply_add(target: Target, a: Expr, b: Expr, total: Expr, lanes: int) -> E
 
 
 def micro(product: Product, given: Operands, row: Expr, panel: Sequence[Expr], pitch: int, start: Expr, bias: Expr,
-          count: int) -> None:  # fmt: skip
+          count: int, channel: Expr = 0) -> None:  # fmt: skip
     """One tile of ``count`` columns, from ``start`` in ``out`` on. ``row``: where its rows' values begin in ``rows``.
 
-    ``panel``: where each vector of columns begins for k = 0; for the next k it is ``pitch`` elements on.
+    ``panel``: where each vector of columns begins for k = 0; for the next k it is ``pitch`` elements on. ``channel``: the first
+    row's, or the first column's, for the finish.
     """
     lanes, depth = product.tile.lanes, product.depth
     vectors = -(-count // lanes)
@@ -281,6 +286,14 @@ def micro(product: Product, given: Operands, row: Expr, panel: Sequence[Expr], p
     for r in range(product.tile.rows):
         for v in range(vectors):
             value = T.Bind(sums.load((r * vectors + v) * lanes, lanes))
+
+            def of_channel(table: Flat, r: int = r, v: int = v) -> Expr:
+                if given.finish_rows:
+                    return broadcast(table.load(channel + r), lanes)
+                return table.load(channel + v * lanes, lanes)
+
+            if given.finish is not None:
+                value = given.finish.apply(value, of_channel, lanes)
             place = start + r * product.columns + v * lanes
             there = min(lanes, count - v * lanes)
             for shift, width in pieces(there, lanes):
@@ -309,6 +322,8 @@ def make(call: KernelCall, product: Product, rows_first: bool, bias: str) -> Ker
         first, second = fn.input(0), fn.input(1)
         rows, columns = (first, second) if rows_first else (second, first)
         extra = None if bias == "none" else fn.input(2)
+        finish = Finish(call)
+        finish.declare(fn)
         out = fn.output()
 
         def task(batch: Expr, share: Expr, first_tile: Expr, count: Expr, width: int) -> None:
@@ -326,6 +341,8 @@ def make(call: KernelCall, product: Product, rows_first: bool, bias: str) -> Ker
                 extra if bias == "columns" else None,
                 out,
                 call.target,
+                finish,
+                not rows_first,
             )
             first_block = share * row_blocks
             mine = row_blocks if blocks % row_blocks == 0 else tirx.min(row_blocks, blocks - first_block)
@@ -339,9 +356,9 @@ def make(call: KernelCall, product: Product, rows_first: bool, bias: str) -> Ker
                     pitch, places = panel_width(product.columns), panel_places(product, column)
                 start = (batch * product.rows + row) * product.columns + column
                 offset = matrix * product.rows + row if bias == "rows" else column
-                micro(
-                    product, given, (matrix * product.rows + row) * product.depth, places, pitch, start, offset, width
-                )
+                channel = column if rows_first else matrix * product.rows + row
+                begin = (matrix * product.rows + row) * product.depth
+                micro(product, given, begin, places, pitch, start, offset, width, channel)
 
         if tiles:
             with outer_loop(product.batch * shares * row_shares, work) as index:
@@ -370,7 +387,7 @@ def conv(call: KernelCall) -> Kernel:
     rows = out_channels // groups
     depth = weights[1] * window.kernel[0] * window.kernel[1]
     product = Product(images * groups, groups, rows, pixels, depth, window, choose_tile(call.target, rows, pixels))
-    return make(call, product, False, "rows" if len(call.inputs) > 2 else "none")
+    return make(call, product, False, "rows" if Finish(call).inputs > 2 else "none")
 
 
 def matmul(call: KernelCall) -> Kernel:
@@ -388,4 +405,4 @@ def linear(call: KernelCall) -> Kernel:
     rows, depth, columns = (call.attrs[key] for key in ("m", "k", "n"))
     tile = choose_tile(call.target, rows, columns)
     product = Product(1, 1, rows, columns, depth, None, tile)
-    return make(call, product, True, "columns" if len(call.inputs) > 2 else "none")
+    return make(call, product, True, "columns" if Finish(call).inputs > 2 else "none")
