@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import tempfile
 import time
@@ -181,6 +182,7 @@ def quantized(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], folder: P
             rng = np.random.default_rng(self.left)
             return {name: rng.permutation(feed.reshape(-1)).reshape(feed.shape) for name, feed in feeds.items()}
 
+    logging.getLogger().setLevel(logging.ERROR)  # it warns of every vector that has no second axis
     source, prepared, target = folder / "float.onnx", folder / "prepared.onnx", folder / "int8.onnx"
     onnx.save(model, source)
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
