@@ -98,7 +98,7 @@ def test_decoded_planes_on_arm(target: str, tmp_path: Path) -> None:
     def draw(low: int, high: int) -> int:
         return int(rng.integers(low, high + 1))
 
-    jobs: Sequence[Job] = [job(draw, rng, i, target) for i in range(12)]
+    jobs: Sequence[Job] = [job(draw, rng, i, target) for i in range(6)]
     for one, got in zip(jobs, run_emulated(jobs, tmp_path), strict=True):
         check(one, got)
 
