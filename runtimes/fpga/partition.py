@@ -95,7 +95,8 @@ class _Graph:
 
         def fits(context: Any) -> bool:
             calls = [context.matched_expr, *context.matched_bindings.values()]
-            numbers = sorted({self._number(call) for call in calls if isinstance(call, relax.Call)} - {None})
+            found = {self._number(call) for call in calls if isinstance(call, relax.Call)}
+            numbers = sorted(number for number in found if number is not None)
             try:
                 self._layer(numbers)
             except NotOnFpga as error:
@@ -103,7 +104,7 @@ class _Graph:
                 return False
             return True
 
-        patterns = [(f"fpga.{name}", _pattern(operators), {}, fits) for name, operators in READERS]
+        patterns: list[Any] = [(f"fpga.{name}", _pattern(operators), {}, fits) for name, operators in READERS]
         fused = relax.transform.FuseOpsByPattern(patterns, bind_constants=True)(self._module())
         found = []
         for binding in [b for block in fused["main"].body.blocks for b in block.bindings]:
