@@ -39,9 +39,9 @@ class Lookup(Pass):
         changed = False
         for node in [node for node in graph.nodes if node.op == "ReduceSum" and not node.domain]:
             chosen = producer(node.inputs[0])
-            if chosen is None or chosen.domain or only_consumer(graph, chosen.outputs[0]) is not node:
+            if chosen is None or chosen.domain or node.attrs.get("keepdims", 1):
                 continue
-            if node.attrs.get("keepdims", 1):
+            if only_consumer(graph, chosen.outputs[0]) is None:
                 continue
             found = _of_elements(chosen) if chosen.op == "GatherElements" else _of_flat(chosen)
             if found is not None and _summed_axis(node) == found[2]:

@@ -56,8 +56,6 @@ class LowBitWeights(Pass):
             rows = weight_rows(node)
             if rows is None or _of_signs(node.inputs[0]):
                 continue
-            if _small_depthwise(node, rows):
-                continue
             key = (id(node.inputs[1]), node.op == "Conv", rows.shape)
             if key not in known:
                 encoded = encode(rows, grouped=node.op != "Conv")
@@ -67,6 +65,12 @@ class LowBitWeights(Pass):
             found = known[key]
             if isinstance(found[0], str):
                 ctx.note(node, Status.FLOAT, found[0])
+            elif found[0] is not None and _small_depthwise(node, rows):
+                ctx.note(
+                    node,
+                    Status.FLOAT,
+                    "its weights have few levels, but as a depthwise layer it has too few to store as codes",
+                )
             elif found[0] is not None:
                 _rewrite(graph, ctx, node, rows.shape, found[0], found[1])
                 changed = True
@@ -97,7 +101,7 @@ def weight_rows(node: gs.Node) -> np.ndarray | None:
 
 def _small_depthwise(node: gs.Node, rows: np.ndarray) -> bool:
     """Whether a layer has one input channel a group, and so few weights that codes would cost time for next to nothing."""
-    return node.op == "Conv" and constant(node.inputs[1]).shape[1] == 1 and rows.nbytes <= SMALL_BYTES
+    return node.op == "Conv" and static_shape(node.inputs[1])[1] == 1 and rows.nbytes <= SMALL_BYTES
 
 
 def _rewrite(
