@@ -21,7 +21,7 @@ more terms than are exact, and for convolutions over three axes or more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -90,7 +90,7 @@ def _obstacle(node: gs.Node) -> str | None:
     return None
 
 
-def _convolution(node: gs.Node) -> tuple[tuple[int, ...], dict[str, object]]:
+def _convolution(node: gs.Node) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Height and width (1 for a 1-D one) of a Conv's input, and the attributes of ``IntegerConv``."""
     size = static_shape(node.inputs[0])[2:]
     own = window(node, size, static_shape(node.inputs[1])[2:])
@@ -115,7 +115,7 @@ def _rewrite(
     assert rows is not None
     quantized, scale = quantize_rows(rows)
     third = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
-    attrs: dict[str, object] = {}
+    attrs: dict[str, Any] = {}
     factor = scale * given.scale
     full: Sequence[int] = shape
     if is_conv:
@@ -146,7 +146,7 @@ def _rewrite(
     perm = [0, 2, 3, 1] if is_conv else list(range(rank))
     key = (id(x), tuple(perm), given.scale)
     if key not in codes:
-        by = add_constant(ctx, f"{base}/inverse_scale", np.float32([1.0 / given.scale]))
+        by = add_constant(ctx, f"{base}/inverse_scale", np.array([1.0 / given.scale], np.float32))
         codes[key] = add_node(
             graph, ctx, "QuantizeMap", [x, by], stands_for=node, domain=DOMAIN, perm=perm, low=-MOST, high=MOST
         )

@@ -68,7 +68,7 @@ def convolve(x: np.ndarray, w: np.ndarray, out: TensorType, attrs: Attrs, dtype:
     x = np.pad(x.astype(dtype), ((0, 0), (top, bottom), (left, right), (0, 0)))
     x = x.reshape(*x.shape[:3], group, -1)
     w = w.astype(dtype).reshape(group, -1, *w.shape[1:])
-    acc = np.zeros((n, oh, ow, group, w.shape[1]), dtype)
+    acc: np.ndarray = np.zeros((n, oh, ow, group, w.shape[1]), dtype)
     for i in range(w.shape[2]):
         for j in range(w.shape[3]):
             window = x[:, i * dh :, j * dw :][:, : (oh - 1) * sh + 1 : sh, : (ow - 1) * sw + 1 : sw]

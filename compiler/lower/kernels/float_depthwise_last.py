@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
-from .common import Expr, elements, function, number, outer_loop, scratch, tile_start, tiles
+from .common import Expr, Flat, elements, function, number, outer_loop, scratch, tile_start, tiles
 from .float_finish import Finish
 
 PIXELS = 4
@@ -65,7 +65,7 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
                 row, column = T.Bind(y * sh - top), T.Bind(x0 * sw - left)
 
                 def tap(ky: Expr, kx: Expr, ask: bool, image: Expr = image, channel: Expr = channel, row: Expr = row,
-                        column: Expr = column, sums=sums) -> None:  # fmt: skip
+                        column: Expr = column, sums: Flat = sums) -> None:  # fmt: skip
                     weight = kernel and T.Bind(kernel.load((ky * kw + kx) * channels + channel, lanes))
                     at_row = row + ky * dh
                     for p in range(pixels):

@@ -110,7 +110,8 @@ class _Row:
         return T.Bind(join(total, single.load(0)))
 
 
-def _rows(call: KernelCall, size: int, body: Callable[[_Row, Flat, Flat, Expr], None], inputs: int) -> Kernel:
+def _rows(call: KernelCall, size: int, body: Callable[..., None], inputs: int) -> Kernel:
+    """``body(row, x, out, start, *other inputs)`` for every row, which begins at ``start``."""
     lanes = max(4, call.target.vector_bytes // 4)
     rows = elements(call.output) // size
     with function(call) as fn:
