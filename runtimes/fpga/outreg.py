@@ -32,7 +32,7 @@ def absorb(netlist: dict[str, Any], top: str = "top") -> int:
     gone = 0
     for cell in [cell for cell in cells.values() if cell["type"] in ("DP16KD", "PDPW16KD")]:
         for kind, clock, enable, mode, outputs in _PORTS:
-            if cell["type"] == kind and cell["parameters"].get(mode) == "NOREG":
+            if cell["type"] == kind and cell["parameters"].get(mode) == "NOREG" and not _shared(cell):
                 gone += _absorb(cells, readers, outside, cell, clock, enable, mode, outputs)
     return gone
 
@@ -81,6 +81,13 @@ def _plain(cell: dict[str, Any], memory: dict[str, Any], clock: str) -> bool:
         and _enabled(cell) in ("CE", "1")
         and parameters["GSR"] == "DISABLED"
     )
+
+
+def _shared(cell: dict[str, Any]) -> bool:
+    """Whether a memory is 36 bits wide: one read then uses both ports' outputs, and which register modes it goes by is not
+    documented. It is left as it is.
+    """
+    return any(int(cell["parameters"].get(f"DATA_WIDTH_{port}", "0"), 2) > 18 for port in "AB")
 
 
 def _enabled(cell: dict[str, Any]) -> str:

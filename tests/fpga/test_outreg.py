@@ -58,6 +58,7 @@ def another_reader(cells: dict[str, Any]) -> None:
 
 
 CHANGES = {
+    "a word of both ports": lambda cells: cells["memory"]["parameters"].update(DATA_WIDTH_B=f"{36:032b}"),
     "another reader": another_reader,
     "another clock": lambda cells: cells["a"]["connections"].update(CLK=[11]),
     "another enable": lambda cells: cells["a"]["connections"].update(CE=[6]),
