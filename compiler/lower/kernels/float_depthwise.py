@@ -121,11 +121,15 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
                     else:
                         with T.serial(0, kh) as y, T.serial(0, kw) as x:
                             tap(y, x, shift_of(x))
+
+                    def parameter(table: Flat, place: Expr = place) -> Expr:
+                        return broadcast(table.load(place), lanes)
+
                     for r in range(tile_rows):
                         at = ((channel * multiplier + m) * out_height + y0 + r) * out_width + x0
                         value = sums.load(r * lanes, lanes)
                         share = number(1 / taps, "float32", lanes)
                         value = value * share if pool == "average" else value
-                        value = finish.apply(value, lambda table, c=place: broadcast(table.load(c), lanes), lanes)
+                        value = finish.apply(value, parameter, lanes)
                         out.store(at, value, lanes)
     return fn.kernel()

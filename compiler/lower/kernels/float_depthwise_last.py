@@ -105,11 +105,15 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
                             every(True)
                 else:
                     every(False)
+
+                def parameter(table: Flat, channel: Expr = channel) -> Expr:
+                    return table.load(channel, lanes)
+
                 for p in range(pixels):
                     at = ((image * out_height + y) * out_width + x0 + p) * channels + channel
                     value = sums.load(p * lanes, lanes)
                     share = number(1 / (kh * kw), "float32", lanes)
                     value = value * share if pool == "average" else value
-                    value = finish.apply(value, lambda table, channel=channel: table.load(channel, lanes), lanes)
+                    value = finish.apply(value, parameter, lanes)
                     out.store(at, value, lanes)
     return fn.kernel()
