@@ -39,7 +39,7 @@ class Package:
         "target": "icebreaker",
         "memory": {"max_threads": 1},
         "tensors": [
-            {"name": "x", "shape": [1, PIXELS], "dtype": "uint8"},
+            {"name": "x", "shape": [1, 8, 1, -(-PIXELS // 8)], "dtype": "uint8"},
             {"name": "y", "shape": [1, 1], "dtype": "int32"},
         ],
         "inputs": [0],
@@ -101,17 +101,24 @@ def sums(x: np.ndarray) -> np.ndarray:
     return x.sum(axis=-1, keepdims=True, dtype=np.int32)
 
 
+def planes(x: np.ndarray) -> np.ndarray:
+    """Bytes [N, C] as the packed bit planes [N, 8, 1, ceil(C/8)] of a tensor of 8-bit codes."""
+    bits = (x[:, None, None, :] >> np.arange(8, dtype=np.uint8)[:, None, None]) & 1
+    return np.packbits(bits, axis=-1, bitorder="little")
+
+
 def test_the_device_runs_a_package(running: Running) -> None:
     x = np.random.default_rng(0).integers(0, 200, (300, PIXELS), dtype=np.uint8)
+    codes = planes(x)
     with parse_device(f"serial://{running.path}").open(Package()) as session:
-        np.testing.assert_array_equal(session.run({"x": x})["y"], sums(x))
-        np.testing.assert_array_equal(session.run({"x": x[:1]})["y"], sums(x[:1]))
-        np.testing.assert_array_equal(session.trace({"x": x[:3]})["y"][:, 0], sums(x[:3]))
-        assert 0 < session.bench({"x": x[:1]}, repeats=2).max() < 1e6
+        np.testing.assert_array_equal(session.run({"x": codes})["y"], sums(x))
+        np.testing.assert_array_equal(session.run({"x": codes[:1]})["y"], sums(x[:1]))
+        np.testing.assert_array_equal(session.trace({"x": codes[:3]})["y"][:, 0], sums(x[:3]))
+        assert 0 < session.bench({"x": codes[:1]}, repeats=2).max() < 1e6
         with pytest.raises(DeviceError, match="is in use by another program"):
             parse_device(f"serial://{running.path}").open(Package())
     with parse_device(f"serial://{running.path}").open(Package()) as session:
-        np.testing.assert_array_equal(session.run({"x": x})["y"], sums(x))
+        np.testing.assert_array_equal(session.run({"x": codes})["y"], sums(x))
 
 
 def test_the_package_of_another_design(running: Running) -> None:
