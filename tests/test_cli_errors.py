@@ -207,6 +207,30 @@ def test_interrupted_compile_leaves_nothing(model: Path, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
+def test_an_interruption_that_a_library_swallows_ends_the_next_stage(model: Path, tmp_path: Path) -> None:
+    """Here it hits while an object is finalized, where Python only says so on stderr."""
+    program = """
+import os, signal, sys
+from xnorc.cli import main
+from xnorc.lower import build
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+def lower(*args, then=build.lower):
+    sys.unraisablehook = lambda _: None
+    Dying()
+    return then(*args)
+build.lower = lower
+main()
+"""
+    command = [sys.executable, "-c", program, "compile", str(model), "-o", str(tmp_path / "out.xnorc")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 130 and done.stderr == "xnorc: error: interrupted\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
 def test_libraries_are_silent_unless_debugging(tmp_path: Path) -> None:
     """TVM warns, on stderr and from C++, when the lowering of a model is given up."""
     onnx.save(onnx.parser.parse_model(NO_LOWERING), tmp_path / "det.onnx")

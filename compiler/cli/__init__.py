@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from .common import INTERRUPTED, App, debug_option, examples, silence_libraries
+from .common import INTERRUPTED, App, debug_option, examples, remember_interrupts, silence_libraries
 
 _VERBS = {
     "export": "export",
@@ -69,6 +69,7 @@ def main() -> None:
     """Run the command line and exit."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime would report to its maker
     silence_libraries()
+    remember_interrupts()
     try:
         app.main(prog_name="xnorc")
     except SystemExit as end:

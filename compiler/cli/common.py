@@ -6,7 +6,9 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -36,6 +38,7 @@ __all__ = [
     "progress",
     "read_calibration",
     "read_feeds",
+    "remember_interrupts",
     "sign_zero_value",
     "silence_libraries",
     "size",
@@ -52,6 +55,27 @@ _WIDTH = 100
 
 class _Interrupted(Exception):
     """Ctrl-C. Click would print a blank line before it passes a ``KeyboardInterrupt`` on."""
+
+
+_ctrl_c = threading.Event()
+
+
+def remember_interrupts() -> None:
+    """Let Ctrl-C be noticed at the next stage even where a library swallows the ``KeyboardInterrupt``, as may happen to one
+    that is raised inside a callback from C or while an object is finalized."""
+
+    def interrupted(number: int, frame: object) -> NoReturn:
+        _ctrl_c.set()
+        raise KeyboardInterrupt
+
+    # Not where whoever started us wants Ctrl-C ignored.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted)
+
+
+def _stop_if_interrupted() -> None:
+    if _ctrl_c.is_set():
+        raise KeyboardInterrupt
 
 
 class App(click.Group):
@@ -319,12 +343,11 @@ _SLOW = {"linking": "linking (zig builds a C library once: up to a minute)"}
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Callable[[str], None]]:
-    """A line on the terminal that says what is being done; nothing when stderr is not a terminal."""
+    """A line on the terminal that says what is being done; nothing when stderr is not a terminal. An interruption that was
+    missed ends the work at the next stage."""
     if not sys.stderr.isatty():
-        yield lambda stage: None
+        yield lambda stage: _stop_if_interrupted()
         return
-    import threading
-
     from rich.console import Console
     from rich.markup import escape
 
@@ -336,6 +359,7 @@ def progress(title: str) -> Iterator[Callable[[str], None]]:
             status.update(f"{escape(title)}: {escape(stage)}")
 
         def say(stage: str) -> None:
+            _stop_if_interrupted()
             while timers:
                 timers.pop().cancel()
             show(stage)
