@@ -56,3 +56,17 @@ def fill_linear(module: nn.Module) -> None:
             value.normal_(0, 0.05).add_(0.02 * torch.randn(value.shape[0], *[1] * (value.ndim - 1)))
         elif name.endswith("bias"):
             value.normal_(0, 0.1)
+
+
+def digits() -> tuple[Tensor, ...]:
+    """One sentence of ``words``, seeded: a sample of a small encoder."""
+    generator = torch.Generator().manual_seed(0)
+    return (words(torch.rand(1, 1, 28, 28, generator=generator) ** 3),)
+
+
+def sentence() -> tuple[Tensor, ...]:
+    """A sample of BERT-base: 128 words, int64, and which of them count, float32 (the last 28 are padding)."""
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.ones(1, 128)
+    keep[:, 100:] = 0
+    return torch.randint(0, 30522, (1, 128), generator=generator), keep

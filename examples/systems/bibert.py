@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from attention_parts import flags, heads, joined, signs, straight, words
+from attention_parts import digits, flags, heads, joined, sentence, signs, straight, words
 from system import Shape, System
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -113,24 +113,12 @@ class Bert(nn.Module):
         return self.classifier(x[:, 0] if self.masked else x.mean(1))
 
 
-def _digits() -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    return (words(torch.rand(1, 1, 28, 28, generator=generator) ** 3),)
-
-
-def _sentence() -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    keep = torch.ones(1, 128)
-    keep[:, 100:] = 0
-    return torch.randint(0, 30522, (1, 128), generator=generator), keep
-
-
 SYSTEM = System(
     name="bibert",
     title="BiBERT: fully binarized BERT, attention without softmax",
     paper="Qin et al., BiBERT: Accurate Fully Binarized BERT, ICLR 2022, https://arxiv.org/abs/2203.06390",
     build=lambda: Bert(256, 49, 64, 4, 128, 2, 10),
-    inputs=_digits,
+    inputs=digits,
     packed_layers=16,
     prepare=words,
     steps=120,
@@ -138,7 +126,7 @@ SYSTEM = System(
         Shape(
             name="BiBERT of BERT-base, 128 words",
             build=lambda: Bert(30522, 512, 768, 12, 3072, 12, 2, masked=True),
-            inputs=_sentence,
+            inputs=sentence,
             published={"size": "31.2x smaller", "operations": "56.3x fewer"},
         ),
     ),

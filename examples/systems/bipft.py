@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-from attention_parts import heads, joined, straight, words
+from attention_parts import digits, heads, joined, sentence, straight, words
 from bibert import BinaryEmbedding
 from system import Shape, System
 from torch import Tensor, nn
@@ -139,24 +139,12 @@ class Bert(nn.Module):
         return self.classifier(x[:, 0] if self.masked else x.mean(1))
 
 
-def _digits() -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    return (words(torch.rand(1, 1, 28, 28, generator=generator) ** 3),)
-
-
-def _sentence() -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    keep = torch.ones(1, 128)
-    keep[:, 100:] = 0
-    return torch.randint(0, 30522, (1, 128), generator=generator), keep
-
-
 SYSTEM = System(
     name="bipft",
     title="BiPFT: binary pretrained BERT with low-rank corrections of its attention",
     paper="Xing et al., BiPFT: Binary Pre-trained Foundation Transformer, AAAI 2024, https://arxiv.org/abs/2312.08937",
     build=lambda: Bert(256, 49, 49, 64, 4, 128, 2, 10, rank=2),
-    inputs=_digits,
+    inputs=digits,
     packed_layers=16,
     prepare=words,
     steps=120,
@@ -164,7 +152,7 @@ SYSTEM = System(
         Shape(
             name="BiPFT of BERT-base, 128 words",
             build=lambda: Bert(30522, 512, 128, 768, 12, 3072, 12, 2, rank=1, masked=True),
-            inputs=_sentence,
+            inputs=sentence,
             published={"size": "28x smaller", "operations": "56x fewer"},
         ),
     ),

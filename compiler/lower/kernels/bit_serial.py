@@ -23,7 +23,7 @@ from . import micro as micros
 from .common import Expr, broadcast, cast, constant_input, function, number, outer_loop, scratch, tile_start
 from .conv import border_classes, segments_of, widen
 from .outputs import Finished, Output
-from .product import CHANNELS, Gather, Product, emit_rows, plan, work
+from .product import CHANNELS, Gather, Product, class_tables, emit_rows, plan, work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,7 @@ def make(call: KernelCall, serial: Serial) -> Kernel:
         masks = None if serial.masks is None else fn.constant("masks", laid_out(serial.masks))
         factors = fn.constant("factors", serial.factors.astype(np.int32))
         starts = fn.constant("starts", np.array(segments, np.int32)) if len(segments) > 1 else None
-        tables = None
-        if gather.row_class is not None and gather.column_class is not None and product.corrections.shape[0] > 1:
-            columns = int(gather.column_class.max()) + 1
-            tables = (
-                fn.constant("row_class", gather.row_class.astype(np.int32) * columns),
-                fn.constant("column_class", gather.column_class.astype(np.int32)),
-            )
+        tables = class_tables(fn, gather, product.corrections)
         output = Sums(fn, product.corrections, product.bits, "uint32", product.pixels)
 
         spans = product.images * cut.row_tasks

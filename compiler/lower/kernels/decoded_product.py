@@ -20,7 +20,18 @@ from .bit_serial import Serial, Sums
 from .common import Expr, Flat, broadcast, cast, function, number, outer_loop, scratch, shuffle, tile_start, tiles
 from .int_inner import GRAIN, PIXELS, Inner, select, sums
 from .outputs import Finished
-from .product import CHANNELS, FEWEST_BLOCKS, TASKS, Plan, Product, emit_rows, rows_of_task, threaded, work
+from .product import (
+    CHANNELS,
+    FEWEST_BLOCKS,
+    TASKS,
+    Plan,
+    Product,
+    class_tables,
+    emit_rows,
+    rows_of_task,
+    threaded,
+    work,
+)
 
 _BYTE = range(-128, 128)
 
@@ -104,13 +115,7 @@ def make(call: KernelCall, serial: Serial, corrections: np.ndarray) -> Kernel:
     with function(call) as fn:
         source = fn.input(0)
         stored = fn.constant("weights", _lay_out(serial.weights, inner, length))
-        tables = None
-        if gather.row_class is not None and gather.column_class is not None and corrections.shape[0] > 1:
-            columns = int(gather.column_class.max()) + 1
-            tables = (
-                fn.constant("row_class", gather.row_class.astype(np.int32) * columns),
-                fn.constant("column_class", gather.column_class.astype(np.int32)),
-            )
+        tables = class_tables(fn, gather, corrections)
         output = Sums(fn, corrections.astype(np.int32), product.bits, "uint32", product.pixels)
 
         spans = product.images * cut.row_tasks

@@ -21,7 +21,7 @@ from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
 from . import micro as micros
-from .common import PARALLEL_WORK, Expr, Flat, copy_bytes, function, outer_loop, scratch, tile_start, tiles
+from .common import PARALLEL_WORK, Expr, Flat, Function, copy_bytes, function, outer_loop, scratch, tile_start, tiles
 from .outputs import Finished, Output
 
 CHANNELS = micros.CHANNELS
@@ -148,6 +148,17 @@ def work(product: Product) -> int:
     return product.images * product.pixels * product.weights.shape[0] * product.bits
 
 
+def class_tables(fn: Function, gather: Gather, corrections: np.ndarray) -> tuple[Flat, Flat] | None:
+    """The border class of each output row (times the classes of columns) and column, int32; None where there is one class."""
+    if gather.row_class is None or gather.column_class is None or corrections.shape[0] <= 1:
+        return None
+    columns = int(gather.column_class.max()) + 1
+    return (
+        fn.constant("row_class", gather.row_class.astype(np.int32) * columns),
+        fn.constant("column_class", gather.column_class.astype(np.int32)),
+    )
+
+
 def emit_rows(product: Product, cut: Plan, source: Flat, rows: Flat, fill: Flat | None, classes: Flat | None,
               tables: tuple[Flat, Flat] | None, image: Expr, first: Expr, count: Expr, offset: Expr,
               start: Expr = 0) -> None:  # fmt: skip
@@ -221,13 +232,7 @@ def make(call: KernelCall, product: Product) -> Kernel:
         masks = None if product.masks is None else fn.constant("masks", micros.lay_out(product.masks, cut.row_bytes))
         starts = fn.constant("starts", np.array(segments, np.int32)) if len(segments) > 1 else None
         fill = None if gather.fill is None else fn.constant("fill", gather.fill)
-        tables = None
-        if gather.row_class is not None and gather.column_class is not None and product.corrections.shape[0] > 1:
-            columns = int(gather.column_class.max()) + 1
-            tables = (
-                fn.constant("row_class", gather.row_class.astype(np.int32) * columns),
-                fn.constant("column_class", gather.column_class.astype(np.int32)),
-            )
+        tables = class_tables(fn, gather, product.corrections)
         output = Output(fn, product.corrections, product.bits, total, product.pixels)
 
         spans = product.images * cut.row_tasks

@@ -27,7 +27,7 @@ from ..costs import Work, choose
 from ..kernel import Kernel, KernelCall
 from .common import Expr, Flat, cast, function, intrinsic, number, outer_loop, scratch, shuffle, tile_start, tiles
 from .outputs import Finished, Output
-from .product import CHANNELS, MOST_PIXELS, TASKS, Plan, Product, emit_rows, rows_of_task, threaded, work
+from .product import CHANNELS, MOST_PIXELS, TASKS, Plan, Product, class_tables, emit_rows, rows_of_task, threaded, work
 
 PIXELS = 4
 LANES = 32
@@ -175,13 +175,7 @@ def make(call: KernelCall, product: Product) -> Kernel:
         weights = fn.constant("weights", lay_out(product.weights, groups))
         table = fn.constant("tables", tables())
         fill = None if gather.fill is None else fn.constant("fill", gather.fill)
-        classes_of = None
-        if gather.row_class is not None and gather.column_class is not None and product.corrections.shape[0] > 1:
-            columns = int(gather.column_class.max()) + 1
-            classes_of = (
-                fn.constant("row_class", gather.row_class.astype(np.int32) * columns),
-                fn.constant("column_class", gather.column_class.astype(np.int32)),
-            )
+        classes_of = class_tables(fn, gather, product.corrections)
         output = Output(fn, product.corrections, product.bits, "uint16", product.pixels)
 
         spans = product.images * cut.row_tasks
