@@ -18,7 +18,7 @@ from . import golden
 from .errors import InputError
 from .passes import Int8Input, Options, Status
 from .passes import optimize as run_passes
-from .passes.int8_layers import MOST
+from .passes.fixed.int8_layers import MOST
 from .passes.manager import PASSES
 from .samples import split
 
@@ -32,7 +32,7 @@ BINS = 4096
 """Bins of a histogram of magnitudes."""
 STEPS = 64
 """Candidates for the range: that many, evenly spaced, up to the largest magnitude."""
-_TRIAL = PASSES[: PASSES.index("gate")]
+_TRIAL = PASSES[: PASSES.index("pack.gate")]
 """The passes that decide which layers are packed."""
 
 

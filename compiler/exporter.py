@@ -270,8 +270,8 @@ def _keep_module_names(model: onnx.ModelProto) -> None:
 
 def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
     from .model import prepare
-    from .passes.fold_constants import FoldConstants
     from .passes.graph import export_graph, import_graph
+    from .passes.tidy.fold_constants import FoldConstants
 
     graph, context = import_graph(prepare(model))
     context.current = FoldConstants.name

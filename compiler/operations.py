@@ -140,8 +140,8 @@ def _of_packed_model(model: onnx.ModelProto) -> Operations:
 
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
-    from .passes.fold_constants import FoldConstants
     from .passes.graph import export_graph, import_graph
+    from .passes.tidy.fold_constants import FoldConstants
 
     graph, context = import_graph(model)
     context.current = FoldConstants.name

@@ -115,7 +115,7 @@ class Package:
             int8 = {str(node): Int8Input(float(scale)) for node, scale in json.loads(chosen).items()}
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise PackageError(f"package '{self.path}': xnorc.int8 of {PACKED} is damaged") from error
-        return optimize(model, Options(int8=int8), passes=("fold_constants", "int8_layers")).model
+        return optimize(model, Options(int8=int8), passes=("tidy.fold_constants", "fixed.int8_layers")).model
 
     def report(self) -> dict[str, Any]:
         """What the passes did, node by node."""

@@ -22,45 +22,45 @@ from .graph import export_graph, import_graph, toposort
 T = TypeVar("T")
 
 PASSES = (
-    "fold_constants",
-    "drop_zeroed",
-    "clean",
-    "int8_layers",
-    "recognise_sign",
-    "clean",
-    "fixed_point",
-    "int8_rows",
-    "recognise_thresholds",
-    "recognise_levels",
-    "binary_weights",
-    "sink_affine",
-    "fold_affine",
-    "split_bias",
-    "pad_exact",
-    "split_columns",
-    "pack_embeddings",
-    "sink_products",
-    "hoist_signs",
-    "pack",
-    "hamming",
-    "pack_products",
-    "bit_float",
-    "pack_sign_sums",
-    "fuse_attention",
-    "level_weights",
-    "pack_levels",
-    "low_bit",
-    "lookup",
-    "gate",
-    "fuse_threshold",
-    "float_threshold",
-    "fuse_levels",
-    "pad_pools",
-    "clean",
-    "fuse_epilogue",
+    "tidy.fold_constants",
+    "tidy.drop_zeroed",
+    "tidy.clean",
+    "fixed.int8_layers",
+    "signs.recognise_sign",
+    "tidy.clean",
+    "fixed.fixed_point",
+    "fixed.int8_rows",
+    "levels.recognise_thresholds",
+    "levels.recognise_levels",
+    "signs.binary_weights",
+    "signs.sink_affine",
+    "tidy.fold_affine",
+    "signs.split_bias",
+    "signs.pad_exact",
+    "signs.split_columns",
+    "pack.pack_embeddings",
+    "signs.sink_products",
+    "signs.hoist_signs",
+    "pack.pack",
+    "pack.hamming",
+    "pack.pack_products",
+    "weights.bit_float",
+    "pack.pack_sign_sums",
+    "pack.fuse_attention",
+    "levels.level_weights",
+    "levels.pack_levels",
+    "weights.low_bit",
+    "weights.lookup",
+    "pack.gate",
+    "fuse.fuse_threshold",
+    "fuse.float_threshold",
+    "fuse.fuse_levels",
+    "tidy.pad_pools",
+    "tidy.clean",
+    "fuse.fuse_epilogue",
     "verify",
 )
-"""Names of the passes in the order in which they run; each is a file of this package."""
+"""The passes in the order in which they run, each as ``room.name``: the file ``passes/room/name.py``."""
 
 _FLOAT_OPERATORS = ("Binarize", "Quantize")
 """Operators of ``ai.xnorc`` that compute float tensors of few values: canonical forms, not packed ones."""
@@ -89,13 +89,14 @@ class Optimized:
     ``int8``, where it was chosen."""
 
 
-def load_pass(name: str) -> Pass:
-    """The pass ``name``, from the file of that name. Raises ``PassError`` when the file has no such pass."""
-    module = importlib.import_module(f".{name}", __package__)
+def load_pass(place: str) -> Pass:
+    """The pass of ``passes/room/name.py``, given as ``room.name``. Raises ``PassError`` when the file has no such pass."""
+    module = importlib.import_module(f".{place}", __package__)
+    name = place.rpartition(".")[2]
     for item in vars(module).values():
         if isinstance(item, type) and issubclass(item, Pass) and getattr(item, "name", None) == name:
             return item()
-    raise PassError(f"passes/{name}.py has no pass named '{name}'")
+    raise PassError(f"passes/{place.replace('.', '/')}.py has no pass named '{name}'")
 
 
 def optimize(

@@ -9,10 +9,10 @@ from onnx import numpy_helper
 from xnorc import golden
 from xnorc.errors import ModelError
 from xnorc.passes.base import Status
-from xnorc.passes.binary_weights import BinaryWeights, binary_levels
-from xnorc.passes.clean import Clean
-from xnorc.passes.fold_constants import FoldConstants
-from xnorc.passes.recognise_sign import RecogniseSign
+from xnorc.passes.signs.binary_weights import BinaryWeights, binary_levels
+from xnorc.passes.signs.recognise_sign import RecogniseSign
+from xnorc.passes.tidy.clean import Clean
+from xnorc.passes.tidy.fold_constants import FoldConstants
 
 from .util import apply, assert_same, ops, parse
 

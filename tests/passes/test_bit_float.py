@@ -9,8 +9,8 @@ from onnx import numpy_helper
 from tests.passes.mini import RealNet, count, inputs, reason
 from xnorc import golden
 from xnorc.model import prepare
-from xnorc.passes.bit_float import find_step
 from xnorc.passes.manager import Optimized, Options, optimize
+from xnorc.passes.weights.bit_float import find_step
 
 
 def code(net: RealNet, x: str, op: str = "Greater", limit: float = 0.5, function: str = "Sigmoid") -> str:

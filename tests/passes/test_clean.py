@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xnorc.passes.base import Status
-from xnorc.passes.clean import Clean
+from xnorc.passes.tidy.clean import Clean
 
 from .util import apply, assert_same, ops, parse
 

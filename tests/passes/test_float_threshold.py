@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.passes.mini import RealNet, compiled, count, reason, run
-from xnorc.passes.float_threshold import _COUNT, _floats
+from xnorc.passes.fuse.float_threshold import _COUNT, _floats
 
 
 def chained(chain, zero=1, shape=(2, 9, 5, 6)):

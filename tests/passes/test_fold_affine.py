@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xnorc.passes.fold_affine import FoldAffine
-from xnorc.passes.fold_constants import FoldConstants
+from xnorc.passes.tidy.fold_affine import FoldAffine
+from xnorc.passes.tidy.fold_constants import FoldConstants
 
 from .util import apply, assert_same, ops, parse
 

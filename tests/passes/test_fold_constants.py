@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xnorc.passes.base import Options, Status
-from xnorc.passes.fold_constants import FoldConstants
+from xnorc.passes.tidy.fold_constants import FoldConstants
 
 from .util import apply, assert_same, ops, parse
 

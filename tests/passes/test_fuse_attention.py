@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xnorc.golden import run
-from xnorc.passes.fuse_attention import nearest_within
+from xnorc.passes.pack.fuse_attention import nearest_within
 
 from .attention import Attention
 from .mini import compiled, count, inputs, reason

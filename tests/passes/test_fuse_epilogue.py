@@ -3,10 +3,10 @@ import pytest
 
 from tests.passes.mini import Net, node_of, ops, rewrite
 from xnorc.passes.base import Status
-from xnorc.passes.fuse_epilogue import FuseEpilogue
-from xnorc.passes.fuse_threshold import FuseThreshold
-from xnorc.passes.pack import PackLayers
-from xnorc.passes.split_bias import SplitBias
+from xnorc.passes.fuse.fuse_epilogue import FuseEpilogue
+from xnorc.passes.fuse.fuse_threshold import FuseThreshold
+from xnorc.passes.pack.pack import PackLayers
+from xnorc.passes.signs.split_bias import SplitBias
 
 PASSES = (SplitBias(), PackLayers(), FuseThreshold(), FuseEpilogue())
 

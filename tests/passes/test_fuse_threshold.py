@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from tests.passes.mini import Net, node_of, ops, rewrite
 from xnorc.passes.base import Status
-from xnorc.passes.fuse_threshold import FuseThreshold
-from xnorc.passes.pack import PackLayers
-from xnorc.passes.split_bias import SplitBias
+from xnorc.passes.fuse.fuse_threshold import FuseThreshold
+from xnorc.passes.pack.pack import PackLayers
+from xnorc.passes.signs.split_bias import SplitBias
 from xnorc.passes.step_function import NoStep, Order, Steps, find_steps
 
 VALUES = np.arange(-9, 10, 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.passes.mini import RealNet, compiled, count, reason
-from xnorc.passes.pack import TWO_PASSES
+from xnorc.passes.pack.pack import TWO_PASSES
 
 ZEROS = pytest.mark.parametrize("zero", [-1, 0, 1])
 

@@ -10,7 +10,7 @@ from xnorc import calibrate, golden
 from xnorc.errors import InputError
 from xnorc.model import prepare
 from xnorc.passes import Int8Input, Options, Status, optimize
-from xnorc.passes.int8_layers import Int8Layers, quantize_rows
+from xnorc.passes.fixed.int8_layers import Int8Layers, quantize_rows
 
 RNG = np.random.default_rng(3)
 

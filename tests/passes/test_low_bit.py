@@ -12,9 +12,9 @@ from tests.passes.mini import RealNet, count, inputs, reason
 from xnorc import golden
 from xnorc.model import prepare
 from xnorc.opset import REGISTRY
-from xnorc.passes.levels import decode, find_levels, find_powers
 from xnorc.passes.manager import Optimized, Options, optimize
-from xnorc.passes.weight_codes import encode
+from xnorc.passes.weights.levels import decode, find_levels, find_powers
+from xnorc.passes.weights.weight_codes import encode
 
 
 def quantized(rng: np.random.Generator, rows: int, k: int, kind: str, group: int | None = None) -> np.ndarray:

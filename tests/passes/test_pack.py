@@ -6,9 +6,9 @@ from onnx import helper
 from tests.passes.mini import Net, node_of, ops, rewrite
 from xnorc.golden import evaluate
 from xnorc.passes.base import Status
-from xnorc.passes.binary_layer import ADVICE
-from xnorc.passes.pack import TWO_PASSES, PackLayers
-from xnorc.passes.split_bias import SplitBias
+from xnorc.passes.pack.pack import TWO_PASSES, PackLayers
+from xnorc.passes.signs.binary_layer import ADVICE
+from xnorc.passes.signs.split_bias import SplitBias
 from xnorc.passes.windows import window
 
 

@@ -8,7 +8,7 @@ import pytest
 from xnorc.golden import run
 from xnorc.model import prepare
 from xnorc.passes import Options, optimize
-from xnorc.passes.fuse_attention import FuseAttention
+from xnorc.passes.pack.fuse_attention import FuseAttention
 
 from .attention import Attention
 from .mini import RealNet, compiled, count, inputs, reason

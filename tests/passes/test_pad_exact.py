@@ -3,8 +3,8 @@ import pytest
 
 from tests.passes.mini import Net, node_of, ops, rewrite
 from xnorc.passes.base import Status
-from xnorc.passes.pack import PackLayers
-from xnorc.passes.pad_exact import PadExact
+from xnorc.passes.pack.pack import PackLayers
+from xnorc.passes.signs.pad_exact import PadExact
 
 AMOUNTS = np.array([0, 0, 1, 2, 0, 0, 2, 1], np.int64)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xnorc.passes.pad_pools import PadPools
+from xnorc.passes.tidy.pad_pools import PadPools
 
 from .util import apply, assert_same, ops, parse
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from xnorc.passes.base import Options, Status
-from xnorc.passes.fold_constants import FoldConstants
-from xnorc.passes.recognise_sign import RecogniseSign
+from xnorc.passes.signs.recognise_sign import RecogniseSign
+from xnorc.passes.tidy.fold_constants import FoldConstants
 
 from .util import apply, assert_rewrites, assert_same, ops, parse
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import xnorc
 from xnorc import golden
-from xnorc.passes.fold_constants import FoldConstants
-from xnorc.passes.recognise_thresholds import RecogniseThresholds
+from xnorc.passes.levels.recognise_thresholds import RecogniseThresholds
+from xnorc.passes.tidy.fold_constants import FoldConstants
 
 from .util import apply, ops, parse
 

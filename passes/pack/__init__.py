@@ -1,0 +1,1 @@
+"""Operations on signs become operations on packed bits."""

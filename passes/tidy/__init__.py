@@ -1,0 +1,1 @@
+"""What any graph wants first: constants folded, no-ops removed, batch norms as a multiplication and an addition."""

@@ -1,0 +1,1 @@
+"""Constant weights of few levels beside float activations become codes."""
