@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import arm_layers  # noqa: E402
 import page  # noqa: E402
 
 FACTS = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
@@ -24,6 +25,17 @@ def test_the_page_is_made_of_the_result() -> None:
     assert (ROOT / "docs" / "benchmarks.md").read_text() == page.render(FACTS)
     assert (ROOT / "docs" / "benchmarks.svg").read_text() == page.picture(FACTS)
     assert (ROOT / "docs" / "benchmarks.json").read_text() == page.text(FACTS)
+
+
+def test_the_page_of_arm_layers_is_made_of_its_result() -> None:
+    facts = json.loads(arm_layers.FACTS.read_text())
+    assert (ROOT / "docs" / "arm_layers.md").read_text() == arm_layers.render(facts)
+    assert facts.keys() == arm_layers.LAYERS.keys()
+
+
+@pytest.mark.parametrize("layer", arm_layers.LAYERS.values(), ids=lambda layer: layer.name)
+def test_layers_of_arm_are_models(layer: arm_layers.Layer) -> None:
+    onnx.checker.check_model(layer.model(), full_check=True)
 
 
 def test_the_picture_has_a_bar_for_every_measurement() -> None:
