@@ -271,7 +271,7 @@ def machine() -> str:
 
 
 def parse_device(text: str) -> Device:
-    """The device that ``text`` names: ``host``, ``qemu``, ``sim``, ``sim://board``, ``ssh://[user@]host[:port]`` or ``serial:///dev/ttyUSB0``.
+    """The device that ``text`` names: ``host``, ``qemu``, ``sim[://bare|board]``, ``ssh://[user@]host[:port]`` or ``serial:///dev/ttyUSB0``.
 
     Raises ``InputError`` when it is none of these.
     """
@@ -283,15 +283,15 @@ def parse_device(text: str) -> Device:
         return HostDevice()
     if text == "qemu":
         return QemuDevice()
-    if text in ("sim", "sim://board"):
-        from .fpga.sim import SimBoardDevice, SimDevice
+    if text in ("sim", "sim://bare", "sim://board"):
+        from .fpga.sim import SimDevice
 
-        return SimDevice() if text == "sim" else SimBoardDevice()
+        return SimDevice(text)
     if text.startswith("serial://"):
         from .fpga.serial import parse
 
         return parse(text)
-    forms = "host, qemu, sim, sim://board, ssh://user@host[:port] or serial:///dev/ttyUSB0"
+    forms = "host, qemu, sim, sim://bare, sim://board, ssh://user@host[:port] or serial:///dev/ttyUSB0"
     if not text.startswith("ssh://"):
         near = difflib.get_close_matches(text, ["host", "qemu", "sim"], n=1)
         hint = f"did you mean {near[0]}?" if near else f"use {forms}"

@@ -27,6 +27,9 @@ class Engine(Protocol):
     def nanoseconds(self, frames: np.ndarray) -> float:
         """How long the accelerator takes for a frame, in the long run."""
 
+    def notes(self) -> list[str]:
+        """What the user should know of the runs so far, a line each."""
+
     def close(self) -> None:
         """Give back what it holds."""
 
@@ -65,6 +68,7 @@ class HybridSession(Session):
                 times.append(self._run_part(self._parts[part], mode, values, count))
         if progress is not None:
             progress(count)
+        self.notes = self._engine.notes()
         if mode is Mode.BENCH:
             return np.ascontiguousarray(np.concatenate(times, axis=1)).tobytes()
         wanted = self._outputs if mode is Mode.RUN else self._writes

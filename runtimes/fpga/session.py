@@ -66,6 +66,10 @@ class LinkEngine:
         self.run(frames[:count])
         return self._client.status().cycles / count / self.identity.clock_hz * 1e9
 
+    def notes(self) -> list[str]:
+        """See ``Engine``."""
+        return []
+
     def close(self) -> None:
         """Give the port back."""
         self._client.close()

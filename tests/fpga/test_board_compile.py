@@ -14,11 +14,10 @@ import xnorc
 from xnorc import golden
 from xnorc.cli import app
 from xnorc.errors import DeviceError, TargetError, UnsupportedError
-from xnorc.runtimes.fpga.emit import design_in
 from xnorc.runtimes.fpga.folding import plan
 from xnorc.runtimes.fpga.hybrid import to_frames
 from xnorc.runtimes.fpga.partition import partition
-from xnorc.runtimes.fpga.simulate import Simulator
+from xnorc.runtimes.fpga.sim import linked
 from xnorc.targets import FpgaOptions
 
 from .models import cnn, mlp
@@ -46,20 +45,22 @@ def test_simulated_outputs_equal_those_of_the_cpu(package):
 
 
 @pytest.mark.slow
-def test_the_board_with_its_link_gives_the_same(package):
+@pytest.mark.parametrize("form", ["sim://bare", "sim://board"])
+def test_the_accelerator_alone_and_the_whole_board_give_the_same(package, form):
     data = {"image": np.random.default_rng(6).normal(size=(70, 1, 48)).astype(np.float32)}
-    np.testing.assert_array_equal(package.run(data, "sim://board")["b2"], package.run(data, "sim")["b2"])
+    np.testing.assert_array_equal(package.run(data, form)["b2"], package.run(data, "sim")["b2"])
 
 
 def test_validation_on_the_simulator_is_good_and_tells_cycles(package):
     result = package.validate("sim")
     assert result.ok
     assert any("cycles an image" in note for note in result.notes)
+    assert any(note.startswith("with the link: ") for note in result.notes)
 
 
 def test_cycles_are_within_two_percent_of_the_estimate_and_stalls_change_nothing(package):
     guess = package.manifest["fpga"]["estimate"]
-    simulator = Simulator(design_in(package))
+    simulator = linked(package)
     frames = np.random.default_rng(1).integers(0, 2, (300, 48)).astype(np.uint8)
     results, cycles = simulator.run(frames)
     assert cycles.interval == guess["interval_cycles"]
@@ -97,7 +98,7 @@ def test_a_convolutional_network_in_simulation(pads):
     result = package.validate("sim")
     assert result.ok
     guess = package.manifest["fpga"]["estimate"]
-    simulator = Simulator(design_in(package))
+    simulator = linked(package)
     frames = np.random.default_rng(1).integers(0, 2, (20, 121 * 24)).astype(np.uint8)
     results, cycles = simulator.run(frames)
     assert abs(cycles.total / (guess["latency_cycles"] + 19 * guess["interval_cycles"]) - 1) <= 0.02

@@ -85,6 +85,7 @@ class Framed(wiring.Component):
             accelerator.frame_in_bits, accelerator.frame_out_bits, round(clock_hz),
         )  # fmt: skip
         self.domain = ClockDomain("sync")
+        self._direct: dict[str, Signal] = {}
         super().__init__({"rx": In(stream.Signature(8)), "tx": Out(stream.Signature(8)), "busy": Out(1)})
 
     def elaborate(self, platform: Any) -> Module:
@@ -138,12 +139,40 @@ class Framed(wiring.Component):
             relay.input.valid.eq(core.output.valid),
             core.output.ready.eq(relay.input.ready),
         ]
+        if self._direct:
+            self._bypass(m, words.output, relay.input)
         self._count(m, reset, receiver, transmitter)
         return m
 
-    def verilog(self) -> str:
-        """The component as Verilog, module ``top``: ``clk``, ``rst``, ``rx_valid`` and so on. For simulation."""
+    def _bypass(self, m: Module, words: Any, results: Any) -> None:
+        """A way to the accelerator's streams past the link, while ``direct``."""
+        core, ports = self.accelerator, self._direct
+        m.d.comb += [
+            ports["input__ready"].eq(core.input.ready),
+            ports["output__payload"].eq(core.output.payload),
+            ports["output__valid"].eq(core.output.valid),
+        ]
+        with m.If(ports["direct"]):
+            m.d.comb += [
+                core.input.payload.eq(ports["input__payload"]),
+                core.input.valid.eq(ports["input__valid"]),
+                words.ready.eq(0),
+                results.valid.eq(0),
+                core.output.ready.eq(ports["output__ready"]),
+            ]
+
+    def verilog(self, direct: bool = False) -> str:
+        """The component as Verilog, module ``top``: ``clk``, ``rst``, ``rx_valid`` and so on. For simulation.
+
+        ``direct``: with ports ``input__*`` and ``output__*`` too, which reach the accelerator while ``direct`` is 1.
+        """
         m = Module()
+        if direct:
+            core = self.accelerator
+            for name, port in (("input", core.input), ("output", core.output)):
+                self._direct[f"{name}__payload"] = Signal(len(port.payload), name=f"{name}__payload")
+                self._direct |= {f"{name}__{bit}": Signal(name=f"{name}__{bit}") for bit in ("valid", "ready")}
+            self._direct["direct"] = Signal(name="direct")
         m.domains += self.domain
         m.submodules.framed = self
         ports = {"clk": self.domain.clk, "rst": self.domain.rst}
@@ -153,7 +182,7 @@ class Framed(wiring.Component):
                 ports[name] = outside = Signal(len(inside), name=name)
                 into = inward == (stream_name == "rx")
                 m.d.comb += inside.eq(outside) if into else outside.eq(inside)
-        return verilog_of(m, "top", list(ports.values()), self.accelerator)
+        return verilog_of(m, "top", [*ports.values(), *self._direct.values()], self.accelerator)
 
     def _count(self, m: Module, reset: Signal, receiver: Receiver, transmitter: Transmitter) -> None:
         """The counters of ``STATUS``."""

@@ -37,7 +37,12 @@ def build(
     """
     defines = [] if cycles_per_bit is None else [f"-DXNORC_CYCLES={cycles_per_bit}"]
     defines += ["-DXNORC_RESET_LOW"] if reset_low else []
-    return build_program(verilog, "top", (_HERE / "main.cpp").read_text(), defines, progress)
+    return build_program(verilog, "top", source("wires", "main"), defines, progress)
+
+
+def source(*names: str) -> str:
+    """C++ of ``<name>.cpp`` beside this file, one behind the other."""
+    return "".join((_HERE / f"{name}.cpp").read_text() for name in names)
 
 
 def build_program(
