@@ -118,8 +118,7 @@ def source(program: Program, offsets: Sequence[int], *, tensor_bytes: int, max_t
                 lines.append(f"    memcpy({pointer(call.arguments[1])}, {pointer(call.arguments[0])}, {size});")
             else:
                 lines.append(f"    if ({call.symbol}({', '.join(map(pointer, call.arguments))}) != 0) return -1;")
-        lines += ["    (void)f;", "    return 0;", "}", indices(f"reads{number}", step.reads)]
-        lines += [indices(f"writes{number}", step.writes), ""]
+        lines += ["    (void)f;", "    return 0;", "}", ""]
     lines.append("static const xnorc_tensor tensors[] = {")
     for tensor in program.tensors:
         lies = physical(tensor.type) if tensor.channels_last else tensor.type
@@ -129,12 +128,15 @@ def source(program: Program, offsets: Sequence[int], *, tensor_bytes: int, max_t
             f"{tensor.bytes}, {_SPACES[tensor.space]}, {tensor.place}}},"
         )
     lines += ["};", "", "static const xnorc_step steps[] = {"]
-    lines += [
-        f"    {{{_c_string(step.name)}, step{i}, {len(step.reads)}, {len(step.writes)}, reads{i}, writes{i}}},"
-        for i, step in enumerate(program.steps)
-    ]
+    operands: list[int] = []
+    for i, step in enumerate(program.steps):
+        reads, writes = len(operands), len(operands) + len(step.reads)
+        operands += [*step.reads, *step.writes]
+        places = f"{reads}, {len(step.reads)}, {writes}, {len(step.writes)}"
+        lines.append(f"    {{{_c_string(step.name)}, step{i}, {places}}},")
     lines += [
         "};",
+        indices("operands", operands),
         indices("inputs", program.inputs),
         indices("outputs", program.outputs),
         "",
@@ -143,7 +145,8 @@ def source(program: Program, offsets: Sequence[int], *, tensor_bytes: int, max_t
         f"    .arena_bytes = {program.arena_bytes}, .workspace_place = {tensor_bytes},",
         f"    .workspace_bytes = {program.workspace_bytes}, .max_threads = {max_threads},",
         f"    .n_tensors = {len(program.tensors)}, .n_inputs = {len(program.inputs)}, .n_outputs = {len(program.outputs)},",
-        f"    .n_steps = {len(program.steps)}, .tensors = tensors, .inputs = inputs, .outputs = outputs, .steps = steps,",
+        f"    .n_steps = {len(program.steps)}, .tensors = tensors, .inputs = inputs, .outputs = outputs,",
+        "    .operands = operands, .steps = steps,",
         "};",
         "",
         f"const xnorc_model *{name}_model(void) {{ return &model; }}",

@@ -72,7 +72,7 @@ def link(folder: Path, name: str, target: Target) -> dict[str, bytes]:
     zig(["ar", "rcsD", archive, *objects], folder)
     runner = ["this.c", str(runtime / "runner.c"), *objects]
     zig(_cc(target.static_triple, "-static", *small, *include, *runner, "-o", "runner", *libraries), folder)
-    library = ["-shared", "-fPIC", *small, *include, *sources, "kernels.o"]
+    library = ["-shared", "-fPIC", "-Wl,--hash-style=gnu", *small, *include, *sources, "kernels.o"]
     zig(_cc(target.shared_triple, *library, "-o", shared, *libraries), folder)
     members = {file: (folder / file).read_bytes() for file in (f"{name}.h", archive, shared, "runner")}
     members["xnorc.h"] = (runtime / "xnorc.h").read_bytes()

@@ -72,6 +72,10 @@ static uint64_t bytes_of(const xnorc_model *model, const uint32_t *indices, uint
     return total;
 }
 
+static const uint32_t *reads(const xnorc_model *model, const xnorc_step *step) { return model->operands + step->first_read; }
+
+static const uint32_t *writes(const xnorc_model *model, const xnorc_step *step) { return model->operands + step->first_write; }
+
 static int known(xnorc_mode mode) {
     return mode == XNORC_RUN || mode == XNORC_TRACE || mode == XNORC_LAYERS || mode == XNORC_BENCH;
 }
@@ -80,7 +84,7 @@ uint64_t xnorc_request_bytes(const xnorc_model *model, xnorc_mode mode) {
     if (!known(mode)) return 0;
     if (mode != XNORC_LAYERS) return bytes_of(model, model->inputs, model->n_inputs);
     uint64_t total = 0;
-    for (uint32_t i = 0; i < model->n_steps; i++) total += bytes_of(model, model->steps[i].reads, model->steps[i].n_reads);
+    for (uint32_t i = 0; i < model->n_steps; i++) total += bytes_of(model, reads(model, &model->steps[i]), model->steps[i].n_reads);
     return total;
 }
 
@@ -90,7 +94,7 @@ uint64_t xnorc_response_bytes(const xnorc_model *model, xnorc_mode mode) {
     if (mode == XNORC_BENCH) return model->n_steps * (uint64_t)sizeof(uint64_t);
     uint64_t total = 0;
     for (uint32_t i = 0; i < model->n_steps; i++)
-        total += bytes_of(model, model->steps[i].writes, model->steps[i].n_writes);
+        total += bytes_of(model, writes(model, &model->steps[i]), model->steps[i].n_writes);
     return total;
 }
 
@@ -156,7 +160,7 @@ int xnorc_i_serve_one(const xnorc_model *model, xnorc_mode mode, const xnorc_i_s
     if (mode != XNORC_LAYERS) status = read_all(model, model->inputs, model->n_inputs, &frame, stream);
     for (uint32_t i = 0; i < model->n_steps && status == XNORC_OK; i++) {
         const xnorc_step *step = &model->steps[i];
-        if (mode == XNORC_LAYERS) status = read_all(model, step->reads, step->n_reads, &frame, stream);
+        if (mode == XNORC_LAYERS) status = read_all(model, reads(model, step), step->n_reads, &frame, stream);
         if (status != XNORC_OK) break;
         uint64_t begin = mode == XNORC_BENCH ? nanoseconds() : 0;
         status = (int)run_step(step, &frame);
@@ -165,7 +169,7 @@ int xnorc_i_serve_one(const xnorc_model *model, xnorc_mode mode, const xnorc_i_s
             uint64_t taken = nanoseconds() - begin;
             if (stream->write(stream->self, &taken, sizeof taken)) status = XNORC_I_STREAM_FAILED;
         } else if (mode != XNORC_RUN) {
-            status = write_all(model, step->writes, step->n_writes, &frame, stream);
+            status = write_all(model, writes(model, step), step->n_writes, &frame, stream);
         }
     }
     if (mode == XNORC_RUN && status == XNORC_OK)

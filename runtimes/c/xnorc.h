@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-enum { XNORC_ABI = 1, XNORC_MAX_RANK = 8, XNORC_ARENA_ALIGN = 64 };
+enum { XNORC_ABI = 2, XNORC_MAX_RANK = 8, XNORC_ARENA_ALIGN = 64 };
 
 typedef enum { XNORC_FLOAT32, XNORC_INT8, XNORC_UINT8, XNORC_INT32, XNORC_INT64, XNORC_BOOL } xnorc_dtype;
 
@@ -34,12 +34,11 @@ typedef struct {
     void *const *outputs;
 } xnorc_frame;
 
-/* One kernel call. `reads` and `writes` index xnorc_model.tensors. run returns 0 on success. */
+/* One kernel call. What it reads and writes: n tensors from xnorc_model.operands[first] on. run returns 0 on success. */
 typedef struct {
     const char *name;
     int32_t (*run)(const xnorc_frame *frame);
-    uint32_t n_reads, n_writes;
-    const uint32_t *reads, *writes;
+    uint32_t first_read, n_reads, first_write, n_writes;
 } xnorc_step;
 
 typedef struct {
@@ -51,7 +50,7 @@ typedef struct {
     uint32_t max_threads;
     uint32_t n_tensors, n_inputs, n_outputs, n_steps;
     const xnorc_tensor *tensors;
-    const uint32_t *inputs, *outputs; /* index tensors */
+    const uint32_t *inputs, *outputs, *operands; /* index tensors; operands: of all steps, one after another */
     const xnorc_step *steps;
 } xnorc_model;
 

@@ -124,16 +124,16 @@ static const xnorc_tensor tensors[] = {
     {"y", XNORC_FLOAT32, 2, {1, SIZE}, SIZE * 4, 2, 0},
     {"z\"\\\t", XNORC_INT32, 2, {1, SIZE}, SIZE * 4, 2, 1},
 };
-static const uint32_t index_x[] = {0}, index_t[] = {1}, index_y[] = {2}, index_z[] = {3}, outputs[] = {2, 3};
+static const uint32_t inputs[] = {0}, outputs[] = {2, 3}, operands[] = {0, 1, 2, 3};
 static const xnorc_step steps[] = {
-    {"double", run_double, 1, 1, index_x, index_t},
-    {"plus_one", run_plus_one, 1, 1, index_t, index_y},
-    {"to_int", run_to_int, 1, 1, index_y, index_z},
+    {"double", run_double, 0, 1, 1, 1},
+    {"plus_one", run_plus_one, 1, 1, 2, 1},
+    {"to_int", run_to_int, 2, 1, 3, 1},
 };
 static const xnorc_model model = {
     .abi = XNORC_ABI, .name = "fake", .arena_bytes = ARENA, .workspace_place = TENSOR, .workspace_bytes = WORKSPACE,
     .max_threads = MAX_THREADS, .n_tensors = 4, .n_inputs = 1, .n_outputs = 2, .n_steps = 3, .tensors = tensors,
-    .inputs = index_x, .outputs = outputs, .steps = steps,
+    .inputs = inputs, .outputs = outputs, .operands = operands, .steps = steps,
 };
 
 const xnorc_model *fake_model(void);

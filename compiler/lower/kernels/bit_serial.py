@@ -52,7 +52,7 @@ class Sums(Output):
         return count >= limit
 
     def _accumulators(self, tile: Finished) -> list[Expr]:
-        return [T.Bind(self._entry(tile, p) + found) for p, found in enumerate(tile.counts)]
+        return [T.Bind(self._correction(tile, p) + found) for p, found in enumerate(tile.counts)]
 
 
 def make(call: KernelCall, serial: Serial) -> Kernel:

@@ -63,6 +63,21 @@ def limits(corrections: np.ndarray, threshold: np.ndarray, bits: int, dtype: str
     return np.clip(limit, 0, bits + 1).astype(dtype)
 
 
+def centred(corrections: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """``base [classes]`` and int8 ``rest`` with ``corrections = base[:, None] + 2·rest``, or None where a byte is too short.
+
+    The corrections of a border class differ by twice the ones among the padded weights, about half of all: a table of
+    bytes is half as large as one of int16.
+    """
+    low, high = corrections.min(1).astype(np.int64), corrections.max(1).astype(np.int64)
+    base = low + (high - low + 2) // 4 * 2
+    rest, odd = np.divmod(corrections - base[:, None], 2)
+    ends = np.iinfo(np.int8)
+    if odd.any() or rest.min() < ends.min or rest.max() > ends.max:
+        return None
+    return base.astype(np.int32), rest.astype(np.int8)
+
+
 class Output:
     """Declares the parameters that an epilogue reads (before the loops), then stores tiles."""
 
@@ -75,6 +90,9 @@ class Output:
         """Channels rounded up to whole blocks."""
         self.steps: list[tuple[EpilogueStep, Any, Any]] = []
         self.flips: Flat | None = None
+        self.bases: Flat | None = None
+        """For each border class, what all its corrections have in common; the table then holds the rest, halved."""
+        self.arithmetic = "int32"
         if epilogue.kind == "bits":
             threshold, flip = epilogue.threshold, epilogue.flip
             if threshold is None or flip is None:
@@ -86,7 +104,15 @@ class Output:
         else:
             self.channels = shape[1] if epilogue.channels_first else shape[-1]
             narrow = corrections.min() >= -(2**15) and corrections.max() < 2**15
-            self.table = fn.constant("corrections", corrections.astype(np.int16 if narrow else np.int32))
+            largest = int(np.abs(corrections).max()) + 2 * bits
+            if total == "uint16" and largest < 2**15:  # sums of this size stay in 16 bits until they are converted
+                self.arithmetic = "int16"
+            halves = centred(corrections) if len(corrections) > 1 else None
+            if halves is None:
+                self.table = fn.constant("corrections", corrections.astype(np.int16 if narrow else np.int32))
+            else:
+                self.bases = fn.constant("bases", halves[0].astype(self.arithmetic))
+                self.table = fn.constant("corrections", halves[1])
         if epilogue.kind == "float":
             self.steps = [
                 (s, self._parameter(fn, f"p{i}", s.p, s.lies), self._parameter(fn, f"q{i}", s.q))
@@ -156,11 +182,22 @@ class Output:
             self.out.store(place, byte if flip is None else byte ^ flip)
 
     def _accumulators(self, tile: Finished) -> list[Expr]:
-        two = number(2, "int32", CHANNELS)
+        two = number(2, self.arithmetic, CHANNELS)
         return [
-            T.Bind(cast(self._entry(tile, p), "int32", CHANNELS) - two * cast(count, "int32", CHANNELS))
+            T.Bind(
+                cast(
+                    T.Bind(self._correction(tile, p) - two * cast(count, self.arithmetic, CHANNELS)), "int32", CHANNELS
+                )
+            )
             for p, count in enumerate(tile.counts)
         ]
+
+    def _correction(self, tile: Finished, p: int) -> Expr:
+        """The corrections of a pixel's 8 channels, in the type that sums are made in."""
+        entry = cast(self._entry(tile, p), self.arithmetic, CHANNELS)
+        if self.bases is None:
+            return entry
+        return broadcast(self.bases.load(tile.classes[p]), CHANNELS) + number(2, self.arithmetic, CHANNELS) * entry
 
     def _integers(self, tile: Finished, count: int) -> None:
         for p, acc in enumerate(self._accumulators(tile)):

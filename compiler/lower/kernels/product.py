@@ -21,7 +21,19 @@ from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
 from . import micro as micros
-from .common import PARALLEL_WORK, Expr, Flat, Function, copy_bytes, function, outer_loop, scratch, tile_start, tiles
+from .common import (
+    PARALLEL_WORK,
+    Expr,
+    Flat,
+    Function,
+    cast,
+    copy_bytes,
+    function,
+    outer_loop,
+    scratch,
+    tile_start,
+    tiles,
+)
 from .outputs import Finished, Output
 
 CHANNELS = micros.CHANNELS
@@ -149,13 +161,14 @@ def work(product: Product) -> int:
 
 
 def class_tables(fn: Function, gather: Gather, corrections: np.ndarray) -> tuple[Flat, Flat] | None:
-    """The border class of each output row (times the classes of columns) and column, int32; None where there is one class."""
+    """The border class of each output row (times the classes of columns) and column; None where there is one class."""
     if gather.row_class is None or gather.column_class is None or corrections.shape[0] <= 1:
         return None
     columns = int(gather.column_class.max()) + 1
+    dtype = np.uint8 if corrections.shape[0] <= 256 else np.int32
     return (
-        fn.constant("row_class", gather.row_class.astype(np.int32) * columns),
-        fn.constant("column_class", gather.column_class.astype(np.int32)),
+        fn.constant("row_class", (gather.row_class * columns).astype(dtype)),
+        fn.constant("column_class", gather.column_class.astype(dtype)),
     )
 
 
@@ -207,7 +220,10 @@ def emit_rows(product: Product, cut: Plan, source: Flat, rows: Flat, fill: Flat 
         else:
             inside()
         if classes is not None and tables is not None:
-            classes.store(i, tables[0].load(out_row) + tables[1].load(out_column))
+            row_class, column_class = (
+                cast(t.load(at), "int32") for t, at in zip(tables, (out_row, out_column), strict=True)
+            )
+            classes.store(i, row_class + column_class)
         used = kh * kw * window
         if used < cut.row_bytes:
             copy_bytes(rows, place + used, None, 0, cut.row_bytes - used)
