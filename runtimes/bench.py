@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from .device import Device, Progress, parse_device
+from .show import operators
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,16 +108,16 @@ def show(result: BenchResult, console: Console) -> None:
     total = sum(step.macs for step in result.steps)
     rate = f"{total / result.total_us / 1000:.1f}" if total and result.total_us else ""
     table.add_column("step", "total", overflow="fold")
-    table.add_column("operator")
+    table.add_column("operator", no_wrap=True)
     table.add_column("kind")
     for name, footer in (
         ("median µs", f"{result.total_us:,.1f}"), ("least µs", f"{result.least_total_us:,.1f}"), ("share", ""),
         ("MMAC", f"{total / 1e6:,.1f}" if total else ""), ("GMAC/s", rate),
     ):  # fmt: skip
-        table.add_column(name, footer, justify="right")
+        table.add_column(name, footer, justify="right", no_wrap=True)
     for step in result.steps:
         table.add_row(
-            escape(step.name), escape(step.op.replace("+", " + ")), step.kind, f"{step.median_us:,.1f}",
+            escape(step.name), escape(operators(step.op)), step.kind, f"{step.median_us:,.1f}",
             f"{step.least_us:,.1f}",
             f"{step.share:.1%}", f"{step.macs / 1e6:,.1f}" if step.macs else "",
             f"{step.gmacs:.1f}" if step.gmacs is not None else "",

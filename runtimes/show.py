@@ -155,6 +155,12 @@ def _text(text: str) -> str:
     return escape(text)
 
 
+def operators(op: str) -> str:
+    """A step's operators in one short line: ``BinaryConv + Pack``, ``BinaryConv +4`` for more than two."""
+    first, *more = op.split("+")
+    return f"{first} +{len(more)}" if len(more) > 1 else " + ".join([first, *more])
+
+
 def _verdict(ok: bool) -> str:
     return "[green]good[/]" if ok else "[red]bad[/]"
 

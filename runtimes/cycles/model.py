@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import ToolError
+from ..show import operators
 from .cores import Core, core_of
 from .count import Counts, count_instructions
 from .price import Pricer, disassemble
@@ -190,18 +191,18 @@ def show(result: CyclesResult, console: Console) -> None:
         return "" if value is None else format(value, form)
 
     table.add_column("step", "total", overflow="fold")
-    table.add_column("operator")
+    table.add_column("operator", no_wrap=True)
     for name, footer in (
         ("MMAC", f"{macs / 1e6:,.1f}"), ("Minstr", f"{result.instructions / 1e6:,.2f}"),
-        ("instr/MAC", number(result.instructions / macs if macs else None, ".3f")),
+        ("instr\n/MAC", number(result.instructions / macs if macs else None, ".3f")),
         ("Mcycles", number(None if result.cycles is None else result.cycles / 1e6, ",.2f")),
-        ("MAC/cycle", number(macs / result.cycles if result.cycles and macs else None, ".1f")), ("of limit", ""),
-        ("memory ms", f"{sum(step.memory_ms for step in result.steps):.3f}"), ("modelled ms", number(result.ms, ".3f")),
+        ("MAC\n/cycle", number(macs / result.cycles if result.cycles and macs else None, ".1f")), ("of\nlimit", ""),
+        ("memory\nms", f"{sum(step.memory_ms for step in result.steps):.3f}"), ("modelled\nms", number(result.ms, ".3f")),
     ):  # fmt: skip
-        table.add_column(name, footer, justify="right")
+        table.add_column(name, footer, justify="right", no_wrap=True)
     for step in result.steps:
         table.add_row(
-            escape(step.name), escape(step.op.replace("+", " + ")), f"{step.macs / 1e6:,.1f}" if step.macs else "",
+            escape(step.name), escape(operators(step.op)), f"{step.macs / 1e6:,.1f}" if step.macs else "",
             f"{step.instructions / 1e6:,.3f}", number(step.instructions / step.macs if step.macs else None, ".3f"),
             number(None if step.cycles is None else step.cycles / 1e6, ",.3f"), number(step.mac_per_cycle, ".1f"),
             number(step.limit, ".0%"), f"{step.memory_ms:.3f}" if step.memory_bytes else "", number(step.ms, ".3f"),
