@@ -40,7 +40,7 @@ class Rates:
     decode: float
 
 
-_A53 = Rates(30.0, None, 1.6, "smull", 2.0, 1.5)
+_A53 = Rates(35.0, None, 1.6, "smull", 2.0, 1.5)
 _A72 = Rates(80.0, None, 3.2, "smull", 4.0, 3.1)
 _A76 = Rates(80.0, None, 17.0, "sdot", 8.0, 2.9)
 _A7 = Rates(15.0, None, 0.8, "vmull", 1.0, 1.0)

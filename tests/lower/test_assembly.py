@@ -10,9 +10,10 @@ import pytest
 from tests.lower.kernel_calls import bits_epilogue, make_job
 from tests.opset.cases import conv_case
 from xnorc import targets
+from xnorc.lower.kernels import cortex_a53
 from xnorc.targets import Target
 
-ARM64 = ("rpi3", "rpi4", "rpi5", "rpi-zero2w", "aarch64")
+ARM64 = ("rpi4", "rpi5", "aarch64")
 
 
 def assembly(target: str, channels: int) -> list[str]:
@@ -28,7 +29,12 @@ def assembly(target: str, channels: int) -> list[str]:
     # TVM adds conversions of float16 to every module, in a section of their own.
     text = text.split(".text.tvm.fp16.conv")[0]
     lines = [line.strip() for line in text.splitlines()]
-    return [line for line in lines if line and (line.startswith(".LBB") or not line.startswith((".", "@", "//")))]
+    jumps = {line.split()[-1] + ":" for line in lines if re.match(r"[bj]\S*\s", line)}
+    return [line for line in lines if line and (line in jumps or not line.startswith((".", "@", "//")))]
+
+
+LABEL = re.compile(r"(\.L(?:BB|tmp)\w+):")
+"""A block's, and one in assembly of our own."""
 
 
 def innermost_loops(lines: list[str]) -> list[list[str]]:
@@ -36,11 +42,11 @@ def innermost_loops(lines: list[str]) -> list[list[str]]:
     labels: dict[str, int] = {}
     loops = []
     for i, line in enumerate(lines):
-        if found := re.match(r"(\.LBB\w+):", line):
+        if found := LABEL.match(line):
             labels[found[1]] = i
-        elif (found := re.match(r"[bj]\S*\s+(\.LBB\w+)$", line)) and found[1] in labels:
+        elif (found := re.match(r"[bj]\S*\s+(\.L(?:BB|tmp)\w+)$", line)) and found[1] in labels:
             body = lines[labels[found[1]] + 1 : i + 1]
-            if not any(inner.startswith(".LBB") for inner in body):
+            if not any(LABEL.match(inner) for inner in body):
                 loops.append(body)
     return loops
 
@@ -84,6 +90,42 @@ def test_arm64(target: str, channels: int) -> None:
     assert len(loop) <= 112 * steps, f"{len(loop)} instructions for {steps} x 4096 bit products"
     assert not any("[sp" in line for line in loop), "the accumulators do not fit the registers"
     assert not set(ops) & {"fmov", "umov", "ins", "dup", "mov", "addv"}, "values leave the vector registers"
+
+
+@pytest.mark.parametrize("channels", [64, 128])
+@pytest.mark.parametrize("target", ["rpi3", "rpi-zero2w"])
+def test_cortex_a53(target: str, channels: int) -> None:
+    """The loop is what was written: 8 pixels, nothing on the stack, four registers of weights at a time."""
+    lines = assembly(target, channels)
+    check_no_scalar_counting(lines)
+    loops = [loop for loop in innermost_loops(lines) if "cnt" in operations(loop)]
+    assert len(loops) == 1
+    ops = operations(loops[0])
+    assert ops["cnt"] == ops["eor"] == 64 and ops["addp"] == 56 and ops["uadalp"] == 8
+    assert ops["ld1"] == 2 and ops["ldr"] == 8
+    assert len(loops[0]) == 192 + 10 + 4, "8192 bit products"
+    assert not any("[sp" in line for line in loops[0])
+
+
+def test_the_schedule_of_cortex_a53_never_waits() -> None:
+    """One vector instruction a cycle, each result before it is read, each register until then."""
+    pattern, reads = cortex_a53.PATTERN, cortex_a53.sources()
+    period = cortex_a53.PERIOD
+    assert pattern.keys() == reads.keys() and len(pattern) == period
+    assert {moment % period for moment in pattern.values()} == set(range(period))
+    for name, used in reads.items():
+        assert all(pattern[name] - pattern[read] >= cortex_a53.LATENCY for read in used), name
+    where = cortex_a53.registers()
+    held = [(where[name], m % period) for name, reader in cortex_a53.readers().items()
+            for m in range(pattern[name], pattern[reader])]  # fmt: skip
+    assert len(held) == len(set(held)), "a register is written before it is read"
+    last = {half: max(pattern[f"eor{c}"] for c in range(4 * half, 4 * half + 4)) for half in (0, 1)}
+    first = {half: min(pattern[f"eor{c}"] for c in range(4 * half, 4 * half + 4)) for half in (0, 1)}
+    assert last[0] <= cortex_a53.FIRST_WEIGHTS <= first[0] + period - cortex_a53.LATENCY - 1
+    assert last[1] <= cortex_a53.LAST_WEIGHTS <= first[1] + period - cortex_a53.LATENCY - 1
+    assert max(last.values()) <= cortex_a53.ROW < period
+    everything = [cortex_a53.TOTALS, cortex_a53.WEIGHTS, cortex_a53.ROWS, cortex_a53.POOL]
+    assert sorted(register for some in everything for register in some) == sorted(f"v{i}" for i in range(32))
 
 
 @pytest.mark.parametrize("channels", [64, 128])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +167,53 @@ def test_emulated(target: str, tmp_path) -> None:
         check(job, got)
 
 
+COUNTING = ("BinaryConv", "BinaryGemm", "BitSerialConv", "BitSerialGemm", "BinaryMatMul", "AndMatMul", "HammingTopK")
+
+
+def test_emulated_cortex_a53(tmp_path) -> None:
+    """The loop in assembly, at every number of pixels, steps and planes."""
+    jobs: list[Job] = []
+    for case in [c for c in (*CASES, *more_cases()) if c[0] in COUNTING][::3]:
+        jobs.append(make_job(f"k{len(jobs)}", case, "rpi3"))
+    rng = np.random.default_rng(3)
+    for rows in (1, 2, 3, 5, 8, 9, 15, 16, 17):
+        jobs.append(make_job(f"k{len(jobs)}", gemm_case(rng, rows=(rows,), k=128 * (rows % 3) + 128, out=16), "rpi3"))
+    for job, got in zip(jobs, run_emulated(jobs, tmp_path), strict=True):
+        check(job, got)
+
+
+@pytest.mark.parametrize("target", ["rpi3", "rpi4", "rpi2"])
+@given(data=st.data())
+@settings(max_examples=2, deadline=None)
+def test_random_products_emulated(target: str, data: st.DataObject) -> None:
+    """Random shapes and epilogues, several in one emulated program."""
+
+    def draw(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    jobs: list[Job] = []
+    for i in range(6):
+        rng = np.random.default_rng(draw(0, 1000))
+        if i % 3:
+            kernel = (draw(1, 3), draw(1, 3))
+            case = conv_case(
+                rng, n=draw(1, 2), h=draw(3, 12), w=draw(3, 12), channels=draw(1, 300), out=draw(1, 70), kernel=kernel,
+                strides=(draw(1, 2), draw(1, 2)), pads=tuple(draw(0, 2) for _ in range(4)), pad_value=draw(-1, 1),
+            )  # fmt: skip
+            k = kernel[0] * kernel[1] * case[1]["channels"]
+        else:
+            k = draw(1, 3000)
+            case = gemm_case(rng, rows=(draw(1, 20),), k=k, out=draw(1, 70), holes=draw(0, 20))
+        out, kind = case[2][1].shape[0], draw(0, 3)
+        if kind < 2:
+            jobs.append(make_job(f"r{i}", case, target, bits_epilogue(rng, out, k) if kind else None))
+        else:
+            jobs.append(float_job(f"r{i}", case, rng, target, channels_first=kind == 2, residuals=1))
+    with tempfile.TemporaryDirectory() as folder:
+        for job, got in zip(jobs, run_emulated(jobs, Path(folder)), strict=True):
+            check(job, got)
+
+
 def test_portable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The micro-kernel of machines that no other is for."""
     monkeypatch.setattr(micro, "select", lambda target: micro.PORTABLE)
@@ -173,7 +222,9 @@ def test_portable(monkeypatch: pytest.MonkeyPatch) -> None:
         check(job, run_here(job))
 
 
-@pytest.mark.parametrize("which", [micro.AARCH64, micro.ARMV7, micro.AVX2, micro.PORTABLE], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "which", [micro.AARCH64, micro.CORTEX_A53, micro.ARMV7, micro.AVX2, micro.PORTABLE], ids=lambda m: m.name
+)
 def test_narrow_lanes_never_overflow(which: micro.Micro) -> None:
     """``longest`` steps of all-different bits still fit a lane of ``part``."""
     dtype, lanes = which.part
@@ -185,7 +236,8 @@ def test_narrow_lanes_never_overflow(which: micro.Micro) -> None:
 def test_select(name: str) -> None:
     target = targets.get(name)
     chosen = micro.select(target)
-    assert chosen.name == {"aarch64": "aarch64", "arm": "armv7"}.get(target.arch, chosen.name)
+    names = {"aarch64": ("aarch64", "cortex-a53"), "arm": ("armv7",)}.get(target.arch, (chosen.name,))
+    assert chosen.name in names and (chosen.name == "cortex-a53") == (target.llvm["mcpu"] == "cortex-a53")
     assert chosen.grain in (8, 16) and (chosen.half is None) == (chosen.grain == 16)
 
 

@@ -48,7 +48,7 @@ def binary_attention(call: KernelCall) -> Kernel:
     micro = micros.select(call.target)
     score_bytes, flag_bytes = (-(-n // micro.grain) * micro.grain for n in (size, value_bytes))
     in_place = score_bytes == size
-    _, lanes = tiles(rows, pixels_of_tile(call, micro))
+    _, lanes = tiles(rows, pixels_of_tile(call, micro, rows))
     work = images * rows * keys * (bits + columns)
     most = min(MOST_PIXELS, ROWS_BYTES // score_bytes)
     if work >= PARALLEL_WORK and images < TASKS:

@@ -40,6 +40,10 @@ class Flat:
         """``lanes`` elements from ``offset`` on."""
         return self.buffer[offset if lanes == 1 else T.ramp(offset, stride, lanes)]
 
+    def address(self, offset: Expr) -> Expr:
+        """Pointer to the element at ``offset``."""
+        return T.address_of(self.buffer[offset])
+
     def store(self, offset: Expr, value: Expr, lanes: int = 1, stride: int = 1) -> None:
         """Write ``value``, which has ``lanes`` lanes."""
         T.buffer_store(self.buffer, value, [offset if lanes == 1 else T.ramp(offset, stride, lanes)])

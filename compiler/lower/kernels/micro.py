@@ -10,6 +10,7 @@ are then added to the tile's totals: one vector of 8 channels for each pixel, in
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from . import cortex_a53
 from .common import Expr, Flat, cast, intrinsic, number, scratch, shuffle, tree
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ class Micro:
     step: Callable[[Tile, Expr, Flat], None]
     half: Callable[[Tile, Flat], None] | None
     flush: Callable[[Flat, int, str], Expr]
+    whole: Callable[[Tile, Flat], None] | None = None
+    """Emits all whole steps at once, for more than one pixel and weights without masks: in place of ``step`` for each."""
     unrolled: int = 0
     """Up to so many steps are straight-line code: a short loop's start and end would cost more than a step."""
 
@@ -106,6 +110,10 @@ def count(micro: Micro, tile: Tile, bits: int) -> list[Expr]:
 
     rounds = -(-(tile.steps + tile.half) // micro.longest)
     if rounds <= 1:
+        if micro.whole is not None and tile.masks is None and tile.steps and len(tile.rows) > 1:
+            micro.whole(tile, part)
+            half()
+            return [micro.flush(part, p, micro.total(bits)) for p in pixels]
         clear()
         if tile.steps:
             with (T.unroll if tile.steps <= micro.unrolled else T.serial)(0, tile.steps) as k:
@@ -177,6 +185,24 @@ def _half_aarch64(tile: Tile, part: Flat) -> None:
 
 
 AARCH64 = Micro("aarch64", 4, 8, ("uint16", 8), 511, True, _step_aarch64, _half_aarch64, _flush_sums)
+
+
+# --- Cortex-A53: whole steps of up to 8 pixels in assembly of our own (``cortex_a53``), all else as above.
+
+
+def _whole_a53(tile: Tile, part: Flat) -> None:
+    last = (tile.steps - 1) * STEP
+    name, text = cortex_a53.function(len(tile.rows), tile.common, tile.steps)
+    with T.attr(tirx.const(0, "int32"), "pragma_import_llvm", text):
+        rows = [tile.source.address(row + last) for row in tile.rows]
+        T.evaluate(
+            tirx.call_extern(
+                "int32", name, part.address(0), tile.weights.address(tile.place), *rows, tirx.const(-last, "int32")
+            )
+        )
+
+
+CORTEX_A53 = dataclasses.replace(AARCH64, name="cortex-a53", pixels=8, whole=_whole_a53)
 
 
 # --- 32-bit Arm: vpadd exists for 8-byte registers only. A channel's 16 counts are added to 8 (at most 16 each), then three
@@ -275,7 +301,7 @@ def select(target: Target) -> Micro:
     ``PORTABLE`` asks nothing of the machine.
     """
     if target.arch == "aarch64":
-        return AARCH64
+        return CORTEX_A53 if target.llvm.get("mcpu") == "cortex-a53" else AARCH64
     if target.arch == "arm":
         return ARMV7
     if target.arch == "x86_64" and "avx2" in target.features:

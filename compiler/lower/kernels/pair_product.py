@@ -157,7 +157,7 @@ def make(call: KernelCall, masked: bool) -> Kernel:
     total = micro.total(pair.bits)
     row_bytes = -(-pair.bytes // micro.grain) * micro.grain
     in_place = row_bytes == pair.bytes
-    _, lanes = tiles(pair.rows, pixels_of_tile(call, micro))
+    _, lanes = tiles(pair.rows, pixels_of_tile(call, micro, pair.rows))
     work = pair.images * pair.rows * pair.blocks * CHANNELS * pair.bits
     most = pair.rows if in_place else min(MOST_PIXELS, ROWS_BYTES // row_bytes)
     if work >= PARALLEL_WORK and pair.images < TASKS:  # rows are shared among threads, each laying the columns out

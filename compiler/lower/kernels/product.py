@@ -117,9 +117,17 @@ def rows_of_task(pixels: int, lanes: int, most: int) -> int:
     return (good[0] if good else whole + 1) * lanes
 
 
-def pixels_of_tile(call: KernelCall, micro: micros.Micro) -> int:
-    """Pixels that are stored together: those of one micro-kernel, or enough for whole vectors where they lie in a row."""
-    return max(micro.pixels, call.target.vector_bytes // 4) if call.epilogue.channels_first else micro.pixels
+WIDER = 1.05
+"""How much faster a pixel is in a tile twice as wide, where a machine has both."""
+
+
+def pixels_of_tile(call: KernelCall, micro: micros.Micro, pixels: int) -> int:
+    """Pixels (of ``pixels``) that are stored together: those of one micro-kernel, or enough for whole vectors where they lie
+    in a row. The last tile of an image overlaps: narrower ones are better where they compute much less twice."""
+    widest = micro.pixels
+    while widest > 4 and -(-pixels // widest) * widest > WIDER * (-(-pixels // (widest // 2)) * (widest // 2)):
+        widest //= 2
+    return max(widest, call.target.vector_bytes // 4) if call.epilogue.channels_first else widest
 
 
 def plan(call: KernelCall, product: Product, micro: micros.Micro, planes: int = 1) -> Plan:
@@ -135,7 +143,7 @@ def plan(call: KernelCall, product: Product, micro: micros.Micro, planes: int = 
     )
     in_place = plain and size % micro.grain == 0
     row_bytes = -(-size // micro.grain) * micro.grain
-    _, lanes = tiles(product.pixels, pixels_of_tile(call, micro))
+    _, lanes = tiles(product.pixels, pixels_of_tile(call, micro, product.pixels))
     most = min(MOST_PIXELS, ROWS_BYTES // (row_bytes * planes))
     threads = work(product) >= PARALLEL_WORK
     if threads:

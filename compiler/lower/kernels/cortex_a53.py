@@ -1,0 +1,186 @@
+"""The inner loop of the binary product for Cortex-A53, scheduled here and not by LLVM.
+
+The core starts instructions in order, at most two a cycle, one of them on vectors; the result of a vector instruction is
+there six cycles later (LLVM's model of the core). A *unit* is one step of one pixel: 8 ``eor``, 8 ``cnt``, a tree of 7
+``addp``, one ``uadalp``: 24 vector instructions, so 24 cycles at best. Units follow each other every 24 cycles with the
+same pattern (modulo scheduling: B. R. Rau, "Iterative modulo scheduling", MICRO 1994), each reaching into the next two: no
+instruction waits for another. What loads cost beside that:
+
+* weights come four registers at a time (``ld1``), which in the model takes no cycle of the vectors; a single register
+  takes one, a pair (``ldp``) two, an addition for an address up to two. So there are as few of these as possible, and
+  those of a step stand together.
+* the next step's weights are fetched while the last pixel of this step is computed, a pixel's row while the one before is.
+
+The loop and what follows it (the last step, which fetches nothing, a half step, and the units still on their way) are one
+piece of assembly in a function in LLVM's language, which is inlined where TIR calls it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+CHANNELS, STEP = 8, 16
+PERIOD, LATENCY = 24, 6
+
+PATTERN = {
+    "eor0": 0, "eor1": 2, "eor2": 6, "cnt0": 7, "cnt1": 8, "eor3": 9, "eor4": 10, "eor5": 11, "cnt2": 12, "eor6": 14,
+    "sum0": 15, "eor7": 16, "cnt3": 17, "cnt4": 18, "cnt5": 19, "cnt6": 20, "cnt7": 22, "sum1": 23, "sum2": 25, "sum3": 28,
+    "sum4": 29, "sum5": 37, "sum6": 45, "add": 51,
+}  # fmt: skip
+"""When each instruction of a unit starts. No two are the same modulo ``PERIOD``, none waits; found by random search for the
+fewest registers."""
+FIRST_WEIGHTS, LAST_WEIGHTS, ROW = 10, 17, 18
+"""When, in the last unit of a step, the next step's weights are fetched, and in each unit the next pixel's row: after
+their last use, early enough for the next."""
+
+TOTALS = [f"v{i}" for i in range(8)]
+WEIGHTS = [f"v{i}" for i in range(16, 24)]
+ROWS = ["v24", "v25"]
+POOL = [f"v{i}" for i in (*range(8, 16), *range(26, 32))]
+"""Registers of what is on its way."""
+
+
+def sources() -> dict[str, list[str]]:
+    """Instructions of a unit, in an order in which they can be executed, and which results each reads."""
+    found: dict[str, list[str]] = {f"eor{c}": [] for c in range(CHANNELS)}
+    found |= {f"cnt{c}": [f"eor{c}"] for c in range(CHANNELS)}
+    level, made = [f"cnt{c}" for c in range(CHANNELS)], 0
+    while len(level) > 1:
+        names = [f"sum{made + i}" for i in range(len(level) // 2)]
+        found |= {name: level[2 * i : 2 * i + 2] for i, name in enumerate(names)}
+        level, made = names, made + len(names)
+    return found | {"add": level}
+
+
+def readers() -> dict[str, str]:
+    """Instruction → the one that reads its result."""
+    return {read: name for name, reads in sources().items() for read in reads}
+
+
+@functools.cache
+def registers() -> dict[str, str]:
+    """Instruction → register of its result, the same in every unit: a result is read within one ``PERIOD``."""
+    spans = {
+        name: {moment % PERIOD for moment in range(PATTERN[name], PATTERN[reader])}
+        for name, reader in readers().items()
+    }
+    best: dict[str, int] = {}
+    for start in range(PERIOD):
+        found: dict[str, int] = {}
+        for name in sorted(spans, key=lambda name: (PATTERN[name] - start) % PERIOD):
+            taken = {number for other, number in found.items() if spans[other] & spans[name]}
+            found[name] = next(number for number in range(len(spans)) if number not in taken)
+        if not best or max(found.values()) < max(best.values()):
+            best = found
+    return {name: POOL[number] for name, number in best.items()}
+
+
+def _unit(pixel: int, row: str, join: str) -> list[tuple[int, str]]:
+    """The instructions of a unit, each with its moment."""
+    where = registers()
+    lines = []
+    for name, reads in sources().items():
+        kind, used = name.rstrip("0123456789"), [where[read] for read in reads]
+        if kind == "eor":
+            text = f"{join} {where[name]}.16b, {row}.16b, {WEIGHTS[int(name[3:])]}.16b"
+        elif kind == "cnt":
+            text = f"cnt {where[name]}.16b, {used[0]}.16b"
+        elif kind == "sum":
+            text = f"addp {where[name]}.16b, {used[0]}.16b, {used[1]}.16b"
+        else:
+            text = f"uadalp {TOTALS[pixel]}.8h, {used[0]}.16b"
+        lines.append((PATTERN[name], text))
+    return lines
+
+
+def _weights(half: int, address: str) -> str:
+    first = int(WEIGHTS[4 * half][1:])
+    return f"ld1 {{v{first}.16b, v{first + 1}.16b, v{first + 2}.16b, v{first + 3}.16b}}, [{address}]"
+
+
+def _row(pixel: int, pixels: int) -> str:
+    """The register of a pixel's row: two in turn."""
+    return ROWS[pixel % 2 if pixels > 1 else 0]
+
+
+def _fetch(pixel: int, pixels: int, offset: str) -> str:
+    return f"ldr q{_row(pixel, pixels)[1:]}, [@row{pixel}, {offset}]"
+
+
+def step(pixels: int, join: str, *, last: bool) -> list[str]:
+    """One step. The last one fetches no other and ends when all its units have; before that, units end in the next step."""
+    size = PERIOD * pixels
+    slots: list[list[str]] = [[] for _ in range(size + (2 * PERIOD + PERIOD // 2 if last else 0))]
+    for pixel in range(pixels):
+        for moment, text in _unit(pixel, _row(pixel, pixels), join):
+            at = pixel * PERIOD + moment
+            slots[at if last else at % size].append(text)
+    if last:  # what the units before it left
+        for back in range(1, -(-max(PATTERN.values()) // PERIOD) + 1):
+            pixel = (pixels - back) % pixels
+            for moment, text in _unit(pixel, "", join):
+                if moment >= back * PERIOD:
+                    slots[moment - back * PERIOD].insert(0, text)
+    for pixel in range(1, pixels):
+        slots[(pixel - 1) * PERIOD + ROW].append(_fetch(pixel, pixels, "@offset"))
+    if not last:
+        at = size - PERIOD
+        forward = ["add @low, @low, #128", "add @high, @high, #128", f"adds @offset, @offset, #{STEP}"]
+        slots[at + FIRST_WEIGHTS] = [*slots[at + FIRST_WEIGHTS], *forward, _weights(0, "@low")]
+        slots[at + LAST_WEIGHTS].append(_weights(1, "@high"))
+        slots[at + ROW].append(_fetch(0, pixels, "@offset"))
+    return [line for slot in slots for line in slot]
+
+
+def assembly(pixels: int, join: str, steps: int) -> list[str]:
+    """All of it: totals of ``pixels`` rows of ``steps`` steps. Operands are called ``@low``, ``@high`` (the weights' two
+    halves), ``@offset`` (−16 · (steps − 1), counts up to zero), ``@row0`` … (each pixel's last step)."""
+    lines = [_weights(0, "@low"), _fetch(0, pixels, "@offset"), _weights(1, "@high")]
+    lines += [f"movi {total}.2d, #0" for total in TOTALS[:pixels]]
+    # Units before the first: their results are zero.
+    late = {
+        registers()[read] for read, reader in readers().items() if PATTERN[read] // PERIOD != PATTERN[reader] // PERIOD
+    }
+    lines += [f"movi {register}.2d, #0" for register in sorted(late)]
+    if steps > 1:
+        lines += ["1:", *step(pixels, join, last=False), "b.ne 1b"]
+    return lines + step(pixels, join, last=True)
+
+
+@functools.cache
+def function(pixels: int, common: bool, steps: int) -> tuple[str, str]:
+    """The name of the function and LLVM's text of a module that holds it.
+
+    It is ``int32 f(totals, weights, rows…, offset)``: ``totals``: uint16 ``[pixels, 8]``, written; ``weights``: the block's;
+    ``rows``: where each pixel's last step lies; ``offset``: −16 · (steps − 1), int32.
+    """
+    name = f"xnorc_a53_{pixels}_{'and' if common else 'xor'}{'' if steps > 1 else '_once'}"
+    names = ["low", "high", "offset", *(f"row{p}" for p in range(pixels))]
+    first = pixels + 3  # outputs: the totals, and what is counted up
+    numbers = {name: pixels + i for i, name in enumerate(names[:3])}
+    numbers |= {name: first + i for i, name in enumerate(names[3:])}
+    text = "\\0A".join(assembly(pixels, "and" if common else "eor", steps))
+    for operand, number in sorted(numbers.items(), reverse=True):
+        text = text.replace(f"@{operand}", f"${number}")
+    written = [f"=&{{{total}}}" for total in TOTALS[:pixels]] + ["=&r"] * 3
+    used = set(WEIGHTS) | set(ROWS) | set(registers().values())
+    rules = [*written, *["r"] * pixels, *(str(numbers[name]) for name in names[:3])]
+    rules += [f"~{{{register}}}" for register in sorted(used, key=lambda r: int(r[1:]))] + ["~{cc}", "~{memory}"]
+    result = "{ " + ", ".join(["<8 x i16>"] * pixels + ["ptr", "ptr", "i64"]) + " }"
+    arguments = [*(f"ptr %row{p}" for p in range(pixels)), "ptr %weights", "ptr %high", "i64 %wide"]
+    lines = [
+        'target triple = "aarch64-linux-gnu"',
+        f"define linkonce_odr i32 @{name}(ptr %totals, ptr %weights, "
+        + "".join(f"ptr %row{p}, " for p in range(pixels))
+        + "i32 %offset) alwaysinline {",
+        "  %high = getelementptr i8, ptr %weights, i64 64",
+        "  %wide = sext i32 %offset to i64",
+        f'  %all = call {result} asm sideeffect "{text}", "{",".join(rules)}"({", ".join(arguments)})',
+    ]
+    for pixel in range(pixels):
+        lines += [
+            f"  %total{pixel} = extractvalue {result} %all, {pixel}",
+            f"  %place{pixel} = getelementptr i8, ptr %totals, i64 {pixel * STEP}",
+            f"  store <8 x i16> %total{pixel}, ptr %place{pixel}, align 2",
+        ]
+    return name, "\n".join([*lines, "  ret i32 0", "}", ""])
