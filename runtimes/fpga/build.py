@@ -80,8 +80,8 @@ def build(
 
     The report (plain JSON): ``board``, ``clock_mhz``, ``fmax_mhz`` (after routing), ``resources`` (name → used and
     available), ``modules`` (path of a module → LUTs, carries, flip-flops, memories below it), ``critical_path``
-    (a line for each cell), ``tools``, ``bitstream`` (file, bytes). Raises ``FitError``, ``TimingError`` (unless
-    ``allow_slow``), ``ToolError``.
+    (a line for each cell), ``tools``, ``seconds`` (that each took), ``bitstream`` (file, bytes). Raises ``FitError``,
+    ``TimingError`` (unless ``allow_slow``), ``ToolError``.
     """
     board, verilog = top.board, top.verilog()
     suffix, constraints = board.constraints()
@@ -102,7 +102,7 @@ def build(
             (folder / "top.v").write_text(verilog)
             (folder / f"top.{suffix}").write_text(constraints)
             _tools(board, folder, mhz, options, seed, progress, seconds, taken)
-            report = _report(board, folder, mhz, versions)
+            report = {**_report(board, folder, mhz, versions), "seconds": dict(taken)}
             (folder / "report.json").write_text(json.dumps(report, indent=1))
             for leftover in ("top.json", "routed.json", "top.config", "top.asc"):
                 (folder / leftover).unlink(missing_ok=True)
@@ -121,6 +121,7 @@ def _tools(
 ) -> None:  # fmt: skip
     """Synthesize, place and route, pack: files of fixed names in ``folder``."""
     end = time.monotonic() + seconds
+    progress = None if progress is None else _timed(progress)
 
     def step(tool: Any, *arguments: str) -> str:
         started = time.monotonic()
@@ -207,11 +208,27 @@ def _critical(routed: dict[str, Any], clock: str | None) -> list[str]:
     return []
 
 
+def _timed(progress: Progress) -> Progress:
+    """Says with every step how long it has been going on."""
+    started = time.monotonic()
+
+    def say(words: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - started), 60)
+        progress(f"{words} ({minutes}:{seconds:02d})")
+
+    return say
+
+
+def _seconds(taken: dict[str, float]) -> str:
+    return f"{sum(taken.values()):.0f} s: " + ", ".join(f"{name} {value:.0f} s" for name, value in taken.items())
+
+
 def table(report: dict[str, Any], depth: int = 3) -> str:
     """A report for people: clock, resources, modules down to ``depth`` levels."""
     lines = [
         f"{report['board']} ({report['description']}): {report['fmax_mhz']:.1f} MHz after routing, "
         f"clock {report['clock_mhz']:g} MHz",
+        *([f"built in {_seconds(report['seconds'])}"] if report.get("seconds") else []),
         "",
         f"{'resource':<24}{'used':>8}{'of':>8}{'%':>6}",
     ]

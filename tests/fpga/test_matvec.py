@@ -5,10 +5,12 @@ import pytest
 
 pytest.importorskip("amaranth")
 
+from amaranth.hdl import Module, Signal
+from amaranth.sim import Simulator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xnorc.runtimes.fpga.units.matvec import MatrixVector, Product
+from xnorc.runtimes.fpga.units.matvec import MatrixVector, Product, _block_memory
 from xnorc.runtimes.fpga.units.popcount import best_tree
 from xnorc.runtimes.fpga.units.technology import Technology
 from xnorc.runtimes.fpga.units.width import converters
@@ -36,6 +38,31 @@ def test_folded_products_equal_numpy_under_back_pressure(shape, gaps, refusals, 
     width = len(unit.output.payload)
     got, _ = stream_through(unit, words_of(x, simd), 3 * rows // pe, gaps=gaps, refusals=refusals, seed=seed)
     np.testing.assert_array_equal(elements_of(got, width, 3, product.result_bits), product.reference(x))
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "memories"),
+    [(11, 7, 1), (18, 9, 1), (19, 9, 1), (36, 512, 1), (55, 5, 2), (77, 12, 3), (40, 600, 1)],
+)
+def test_words_of_a_table_in_halves_behind_one_another(width, depth, memories):
+    random = np.random.default_rng(width)
+    words = [int.from_bytes(random.bytes(16), "little") % (1 << width) for _ in range(depth)]
+    m, address, data = Module(), Signal(range(depth)), Signal(width)
+    m.d.comb += data.eq(_block_memory(m, address, words, width, "words", (18, 1024)))
+    assert len(m._named_submodules) == memories
+    read = []
+
+    async def bench(ctx):
+        for place in range(0, depth, 1 + depth // 20):
+            ctx.set(address, place)
+            await ctx.tick()
+            read.append((place, ctx.get(data)))
+
+    simulator = Simulator(m)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    assert read and all(word == words[place] for place, word in read)
 
 
 @pytest.mark.parametrize(("pe", "simd", "interval"), [(4, 12, 4), (2, 6, 16), (8, 24, 1), (8, 4, 6)])

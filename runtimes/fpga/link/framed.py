@@ -93,7 +93,8 @@ class Framed(wiring.Component):
         m = Module()
         core = self.accelerator
         width_in, width_out = (Shape.cast(port.payload.shape()).width for port in (core.input, core.output))
-        reset = Signal()
+        # A register alone drives the reset of everything behind it: it crosses the chip, and has all of a cycle for that.
+        reset = Signal(init=1)
         m.submodules.receiver = receiver = Receiver(
             self.image_bytes, self.result_bytes, self.max_payload, self.gap_cycles
         )
@@ -102,16 +103,17 @@ class Framed(wiring.Component):
         octets = WordsToBytes(core.frame_out_bits, width_out)
         jobs = SyncFIFO(width=JOB.size, depth=_JOBS)
         transmitter = Transmitter(self.hello)
-        relay = Relay(width_out)  # keeps the accelerator's clock free of what goes on behind it
+        # No logic goes through these: what one part waits for does not reach back through the next, as far as the accelerator.
+        relay, sending = Relay(width_out), Relay(8)
         # ``RESET`` throws away what all of these hold; its own job is written afterwards. A domain of their own, on the same
         # clock, since that reaches Verilog modules too, which Amaranth cannot look into.
         core_domain = ClockDomain("core")
         core_domain.clk = self.domain.clk
         m.domains += core_domain
-        m.d.comb += core_domain.rst.eq(self.domain.rst | reset)
+        m.d.comb += core_domain.rst.eq(reset)
         for name, part in {
             "buffer": buffer, "words": words, "accelerator": core, "relay": relay, "bytes": octets, "jobs": jobs,
-            "transmitter": transmitter,
+            "transmitter": transmitter, "sending": sending,
         }.items():  # fmt: skip
             m.submodules[name] = DomainRenamer("core")(part)
         m.d.sync += reset.eq(receiver.reset)
@@ -119,7 +121,8 @@ class Framed(wiring.Component):
         wiring.connect(m, buffer.output, words.input)
         wiring.connect(m, relay.output, octets.input)
         wiring.connect(m, octets.output, transmitter.results)
-        wiring.connect(m, transmitter.output, wiring.flipped(self.tx))
+        wiring.connect(m, transmitter.output, sending.input)
+        wiring.connect(m, sending.output, wiring.flipped(self.tx))
         m.d.comb += [
             buffer.data.eq(receiver.data),
             buffer.write.eq(receiver.write),

@@ -241,7 +241,7 @@ class MatrixVector(wiring.Component):
             return None
         width = len(elements) * self.simd
         words = [(word >> (elements.start * self.simd)) & ((1 << width) - 1) for word in self._weight_words]
-        return _rom(m, index, words, width, "weights", self.store)
+        return _rom(m, index, words, width, "weights", self.store, self.technology)
 
     def _row(self, m: Module, part: Module, row: Value | None, fresh: Signal, latency: int) -> Value | None:
         """Which thresholds the sums about to begin have, for the next group of elements; None where they never change."""
@@ -282,10 +282,14 @@ class MatrixVector(wiring.Component):
         # By class of border, then by rows of the matrix.
         offsets = ((1 << (self.width - 1)) - self.product.thresholds).reshape(-1, self.pe)
         words = [sum(int(part[pe]) << (self.width * number) for number, pe in enumerate(elements)) for part in offsets]
-        return Const(words[0], width) if row is None else _rom(m, row, words, width, "limits", self._limits_store)
+        if row is None:
+            return Const(words[0], width)
+        return _rom(m, row, words, width, "limits", self._limits_store, self.technology)
 
 
-def _rom(m: Module, address: Value, words: list[int], width: int, name: str, store: Store) -> Value:
+def _rom(
+    m: Module, address: Value, words: list[int], width: int, name: str, store: Store, technology: Technology
+) -> Value:
     """Word ``address`` of a table: a cycle later from logic, two from block memory.
 
     Block memory is slow to give its data: they get a register of their own.
@@ -299,12 +303,38 @@ def _rom(m: Module, address: Value, words: list[int], width: int, name: str, sto
                 with m.Case(number):
                     m.d.sync += word.eq(Const(content, width))
         return word
-    memory = Memory(shape=width, depth=len(words), init=words, attrs={"rom_style": "block"})
-    m.submodules[f"{name}_memory"] = memory
-    port = memory.read_port()
-    m.d.comb += port.addr.eq(address)
-    m.d.sync += word.eq(port.data)
+    m.d.sync += word.eq(_block_memory(m, address, words, width, name, technology.paired_ports))
     return word
+
+
+def _block_memory(m: Module, address: Value, words: list[int], width: int, name: str, pair: tuple[int, int]) -> Value:
+    """Word ``address`` a cycle later, from block memory.
+
+    ``pair``: bits and words of a block both of whose ports read, each with a register of its own behind it. Where words are
+    wider than a port and half as many as a block holds, their halves lie behind one another, and each port reads one: as
+    many blocks as of whole words, which have no such registers.
+    """
+    port_bits, depth = pair
+    span = 1 << (len(words) - 1).bit_length()
+    halves = 0 < port_bits < width and 2 * span <= depth
+    step = port_bits if halves else width
+    padded = [*words, *[0] * (span - len(words))]
+    data: list[Value] = []
+    for number, start in enumerate(range(0, width, 2 * step)):
+        ports = [(first, min(step, width - first)) for first in (start, start + step) if first < width]
+        wide, low = max(bits for _, bits in ports), address[: span.bit_length() - 1]
+        if len(ports) > 1:
+            content = [word >> first & ((1 << bits) - 1) for first, bits in ports for word in padded]
+            places = [Cat(low, Const(half, 1)) for half in range(2)]
+        else:
+            content, places = [word >> start & ((1 << wide) - 1) for word in words], [address]
+        memory = Memory(shape=wide, depth=len(content), init=content, attrs={"rom_style": "block"})
+        m.submodules[f"{name}_memory{number or ''}"] = memory
+        for place, (_, bits) in zip(places, ports, strict=True):
+            port = memory.read_port()
+            m.d.comb += port.addr.eq(place)
+            data.append(port.data[:bits])
+    return Cat(*data)
 
 
 def _later(m: Module, value: Value, name: str) -> Signal:

@@ -41,6 +41,11 @@ class Technology:
     shared: dict[str, str] = field(default_factory=dict)
     _signatures: dict[str, wiring.Signature] = field(default_factory=dict)
 
+    @property
+    def paired_ports(self) -> tuple[int, int]:
+        """Bits and words of a block memory both of whose ports read at once, if each has an output register; else none."""
+        return (18, 1024) if self.family == "ecp5" else (0, 0)
+
     def add(self, m: Module, left: Value, right: Value, width: int, carry: Value | Pair | None, name: str) -> Value:
         """``left + right + carry`` in ``width`` bits, as logic; a carry that is a pair is its XNOR."""
         if self.family == "generic":
