@@ -9,7 +9,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .folding import Fold
-from .stages import Multiply, Pool, Slide, Stage
+from .stages import Compare, Multiply, Pool, Slide, Stage, Weigh
+from .units import compare, weigh
 from .units.fifo import Fifo
 from .units.matvec import MatrixVector
 from .units.pool import MaxPool
@@ -71,6 +72,10 @@ def make_unit(stage: Stage, fold: Fold, technology: Technology) -> wiring.Compon
         return Window(stage.sliding, fold.simd, stage.source.bits)
     if isinstance(stage, Pool):
         return MaxPool(stage.source.height, stage.source.width, stage.kernel, stage.flip, fold.simd)
+    if isinstance(stage, Weigh):
+        return weigh.Weigh(stage.coefficients, stage.most, fold.simd)
+    if isinstance(stage, Compare):
+        return compare.Compare(stage.steps, stage.source.bits, stage.source.signed, fold.simd, technology)
     raise TypeError(f"no unit for {type(stage).__name__}")
 
 

@@ -14,9 +14,10 @@ from math import gcd
 from typing import Any
 
 from ...errors import TargetError
-from .stages import Multiply, Pool, Slide, Stage
-from .units.matvec import GROUP, LOGIC_DEPTH, Store
-from .units.popcount import Weights, best_tree, chain_tables, weighing, width_of
+from .stages import Compare, Multiply, Pool, Slide, Stage, Weigh
+from .units.compare import Compare as CompareUnit
+from .units.matvec import GROUP, LOGIC_DEPTH, Store, weights_of
+from .units.popcount import best_tree, chain_tables, weighing, width_of
 from .units.unrolled import SpanningMatrixVector, cost_of
 from .units.window import BUFFER_BITS
 
@@ -141,6 +142,8 @@ def cost(stage: Stage, fold: Fold) -> Cost:
         columns = stage.result.width * words
         luts = 6 * -(-fold.simd // 4) * -(-columns // 16) + 3 * fold.simd + _CONTROL
         return Cost(stage.source.pixels * words, luts, 0, 2)
+    if isinstance(stage, (Weigh, Compare)):
+        return _steady_cost(stage, fold)
     raise TypeError(f"no cost for {type(stage).__name__}")
 
 
@@ -149,13 +152,15 @@ def _product_cost(stage: Multiply, fold: Fold) -> Cost:
     rows, columns = product.rows // fold.pe, product.columns // fold.simd
     folds = rows * columns
     width = width_of(product.most) + (product.thresholds is not None)
-    weights: Weights = "memory" if folds > 1 or product.planes > 1 else "constant"
+    weights = weights_of(product, folds)
     if fold.spanning:
         luts, delay = cost_of(product)
         luts += 6 * -(-fold.pe * product.result_bits // 4) + _CONTROL
         return Cost(stage.source.pixels, luts, 0, delay + 4, fold.pe * fold.simd)
     tree = best_tree(fold.simd, weights)
     luts = fold.pe * (product.planes * tree.tables + _weighing_tables(fold.simd, product.planes) + chain_tables(width))
+    if product.masks:  # a carry that is no XNOR is a table of its own
+        luts += fold.pe * product.planes * sum(size == 1 for size in tree.groups())
     blocks = 0
     if weights == "constant":
         luts += _leaf_tables(product.columns, product.rows)
@@ -191,6 +196,26 @@ def _window_cost(stage: Slide, fold: Fold) -> Cost:
     kernel = stage.sliding.kernel[0] * stage.sliding.kernel[1]
     cycles = max(stage.source.pixels * words, stage.result.pixels * kernel * words)
     return Cost(cycles, luts, blocks, 6)
+
+
+def _steady_cost(stage: Weigh | Compare, fold: Fold) -> Cost:
+    """Units that work on each element by itself: a word a cycle, and a buffer behind them."""
+    words, out = stage.result.channels // fold.simd, fold.simd * stage.result.bits
+    luts, blocks = 6 * -(-out // 4) * 2 + _CONTROL // 2, 0
+    if isinstance(stage, Weigh):
+        terms, delay = len(stage.coefficients), 1 + (len(stage.coefficients) - 1).bit_length()
+        luts += fold.simd * (terms - 1) * chain_tables(stage.result.bits)
+    else:
+        unit = CompareUnit(stage.steps, stage.source.bits, stage.source.signed, fold.simd)
+        delay, lane = unit.latency, unit.wide * stage.steps.steps + 1
+        luts += fold.simd * (
+            stage.steps.steps * chain_tables(unit.wide) + stage.steps.bits * -(-stage.steps.steps // 3)
+        )
+        if unit.store == "block":
+            blocks = memory_blocks(lane * fold.simd, unit.entries)
+        else:
+            luts += logic_tables(lane * fold.simd, unit.entries)
+    return Cost(stage.source.pixels * words, luts, blocks, delay + 2)
 
 
 def _leaf_tables(columns: int, rows: int) -> int:
@@ -273,6 +298,8 @@ def _pass(stage: Stage, taken: Cost, fold: Fold, first: float, last: float) -> t
     if isinstance(stage, Pool):
         begun = first + (last - first) * (stage.kernel[0] - 1) / stage.source.height
         return begun + taken.delay, max(last, first + taken.cycles) + taken.delay
+    if isinstance(stage, (Weigh, Compare)):
+        return first + taken.delay, max(last, first + taken.cycles - 1) + taken.delay
     raise TypeError(f"no timing for {type(stage).__name__}")
 
 
@@ -282,6 +309,10 @@ def widths(stage: Stage, fold: Fold) -> tuple[int, int]:
         return fold.simd * stage.source.bits, fold.pe * stage.product.result_bits
     if isinstance(stage, (Slide, Pool)):
         return fold.simd * stage.source.bits, fold.simd * stage.source.bits
+    if isinstance(stage, Weigh):
+        return fold.simd * len(stage.coefficients) * stage.source.bits, fold.simd * stage.result.bits
+    if isinstance(stage, Compare):
+        return fold.simd * stage.source.bits, fold.simd * stage.result.bits
     raise TypeError(f"no widths for {type(stage).__name__}")
 
 
@@ -295,7 +326,10 @@ def _options(stage: Stage) -> list[tuple[Fold, Cost]]:
     """All folds of a stage."""
     found = []
     if not isinstance(stage, Multiply):
-        return [(fold, cost(stage, fold)) for fold in (Fold(simd=simd) for simd in divisors(stage.source.channels))]
+        return [
+            (fold, cost(stage, fold))
+            for fold in (Fold(simd=simd) for simd in divisors(min(stage.source.channels, stage.result.channels)))
+        ]
     for pe in divisors(stage.product.rows):
         for simd in divisors(stage.product.columns):
             folds = stage.product.rows * stage.product.columns // (pe * simd)

@@ -18,22 +18,20 @@ from onnx import helper
 from ...operations import count_macs
 from ...opset import TensorType
 from ...opset.bits import packed_bytes
-from .stages import Flow, Multiply, Pool, Slide, Stage
-from .units.matvec import Border, Product
+from .products import Accumulator, NotOnFpga, numbers_of
+from .stages import Flow, Pool, Slide, Stage
+from .units.matvec import Border
 from .units.window import Sliding
 
 _PRODUCTS = ("BinaryConv", "BitSerialConv", "BinaryGemm", "BitSerialGemm")
 READERS: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = (
     *((f"{name}.threshold", ((f"ai.xnorc.{name}", 2), ("ai.xnorc.Pack", 3))) for name in _PRODUCTS),
+    *((f"{name}.levels", ((f"ai.xnorc.{name}", 2), ("ai.xnorc.PackLevels", 3))) for name in _PRODUCTS),
     *((name, ((f"ai.xnorc.{name}", 2),)) for name in _PRODUCTS),
     ("pool", (("ai.xnorc.BinaryMaxPool", 2),)),
     ("reshape", (("onnx.Reshape", 2),)),
 )
 """Chains: operators, each with its inputs besides the one from the operator before (the last is the node's number)."""
-
-
-class NotOnFpga(Exception):
-    """Why a node cannot run on the FPGA, in a few words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +61,6 @@ def read_layer(
         "BinaryMaxPool": reader.pool, "Reshape": reader.reshape,
     }[nodes[0].op_type]  # fmt: skip
     return read()
-
-
-@dataclass(frozen=True)
-class _Numbers:
-    """What bits mean: x = ``step`` · code + ``least`` with codes of ``planes`` bits, w = ``scale`` · (2 · bit − 1)."""
-
-    planes: int
-    step: int
-    least: int
-    scale: int
 
 
 class _Reader:
@@ -107,86 +95,59 @@ class _Reader:
             {"kind": "bits"} if meaning is None else meaning,
         )
 
-    def _numbers(self) -> _Numbers:
-        """What the operator says of its operands. Raises ``NotOnFpga`` where there is no unit for such numbers."""
-        attrs = self.attrs[0]
-        if self.anchor.op_type.startswith("Binary"):
-            return _Numbers(1, 2, -1, 1)
-        coefficients, factors = [int(c) for c in attrs["x_coeffs"]], [int(c) for c in attrs["w_coeffs"]]
-        if len(factors) != 1 or not attrs["bipolar"]:
-            raise NotOnFpga(f"its weights have {len(factors)} bit planes or a level 0: there are units for ±1 alone")
-        step = coefficients[0]
-        if step <= 0 or coefficients != [step << i for i in range(len(coefficients))]:
-            raise NotOnFpga(f"the levels of its input have the coefficients {coefficients}, no powers of two")
-        return _Numbers(len(coefficients), step, int(attrs["x_offset"]), factors[0])
-
     def _weights(self) -> np.ndarray:
-        """Bits 0/1 of the weights, ``[O, ..., bits of a row]``."""
+        """Bits 0/1 of the weights by planes, ``[q, O, ..., bits of a row]``."""
         bits = np.unpackbits(self._constant(self.anchor, 1), axis=-1, bitorder="little")
-        return bits if self.anchor.op_type.startswith("Binary") else bits[0]
+        return bits[None] if self.anchor.op_type.startswith("Binary") else bits
 
-    def _result(self, numbers: _Numbers, weights: np.ndarray) -> dict[str, Any]:
-        """What the elements of the result mean: bits behind thresholds, else counts, as a line of each channel."""
-        if len(self.nodes) > 1:
-            return {"kind": "bits"}
-        slope, offsets = _line(numbers, weights, np.ones((1, weights.shape[1]), np.int64))
-        return {"kind": "sums", "scale": slope, "offset": offsets[0].tolist(), "signed": False}
-
-    def _product(
-        self, numbers: _Numbers, weights: np.ndarray, real: np.ndarray | None = None, border: Border | None = None
-    ) -> Product:
-        """The product of weights 0/1 ``[M, K]`` with the thresholds of the ``Pack`` behind it, if there is one.
-
-        ``real``: 0/1 ``[classes, K]``, which columns are not padded, for each class of ``border``.
-        """
+    def _accumulator(self, weights: np.ndarray, border: tuple[Border, np.ndarray] | None = None) -> Accumulator:
+        """The sums of weights 0/1 ``[q, M, K]``, and what the node behind them makes of them."""
+        sums = Accumulator(numbers_of(self.anchor.op_type, self.attrs[0]), weights, border)
         if len(self.nodes) == 1:
-            if border is not None:
-                raise NotOnFpga("it pads with zeros, and its sums have no thresholds that could take them away again")
-            return Product(weights, None, numbers.planes)
+            return sums
         pack, attrs = self.nodes[-1], self.attrs[-1]
         if list(attrs["perm"]) != sorted(attrs["perm"]):
             raise NotOnFpga(f"'{pack.name}' moves axes")
-        least, flip = self._constant(pack, 1).astype(np.int64) + int(attrs["strict"]), self._constant(pack, 2)
-        real = np.ones((1, weights.shape[1]), np.int64) if real is None else real
-        return thresholded(numbers, weights, least, flip, real, border)
+        limits, flip = self._constant(pack, 1).astype(np.int64), self._constant(pack, 2)
+        if pack.op_type == "Pack":
+            return sums.thresholded((limits + int(attrs["strict"]))[None], flip, (0, 1), 1)
+        return sums.thresholded(limits, flip, tuple(int(code) for code in attrs["codes"]), int(attrs["planes"]))
 
     def gemm(self) -> Layer:
         """Rows of packed bits times packed weights, and perhaps thresholds."""
-        numbers, bits, terms = self._numbers(), self._weights(), int(self.attrs[0]["k"])
+        bits, terms = self._weights(), int(self.attrs[0]["k"])
+        planes = numbers_of(self.anchor.op_type, self.attrs[0]).planes
         shape = self.types[self.anchor.input[0]].shape
-        rows = int(np.prod(shape[:-1])) // numbers.planes
+        rows = int(np.prod(shape[:-1])) // planes
         made: dict[str, Any] = {}
 
         def stages(flow: Flow | None) -> list[Stage]:
+            kept = bits[..., :terms]
             if flow is None:
                 if packed_bytes(terms) != shape[-1]:
                     raise NotOnFpga("the bits of its input do not lie side by side")
-                kept, flow = bits[:, :terms], Flow(1, rows, terms, numbers.planes)
-            elif flow.bits != numbers.planes:
+                flow = Flow(1, rows, terms, planes)
+            elif flow.bits != planes:
                 raise NotOnFpga("its input has other bits than the layer before gives")
-            elif flow.pixels == rows and flow.channels == terms:
-                kept = bits[:, :terms]
-            elif (
-                rows == 1
-                and flow.pixels * flow.channels == terms
-                and flow.pixels * packed_bytes(flow.channels) == shape[-1]
-            ):
+            elif flow.pixels != rows or flow.channels != terms:
+                if rows != 1 or (flow.pixels * flow.channels, flow.pixels * packed_bytes(flow.channels)) != (
+                    terms, shape[-1]
+                ):  # fmt: skip
+                    raise NotOnFpga("its rows are not those of the layer before")
                 # A feature map read as one row: each pixel begins at a byte.
-                kept = bits.reshape(len(bits), flow.pixels, -1)[:, :, : flow.channels].reshape(len(bits), -1)
-                flow = Flow(1, 1, terms, numbers.planes)
-            else:
-                raise NotOnFpga("its rows are not those of the layer before")
-            made.update(self._result(numbers, kept))
-            product = self._product(numbers, kept)
-            result = Flow(flow.height, flow.width, product.rows, product.result_bits)
-            return [Multiply(self.name, tuple(node.name for node in self.nodes), flow, result, product)]
+                pixels = bits.reshape(*bits.shape[:2], flow.pixels, -1)[..., : flow.channels]
+                kept = pixels.reshape(*bits.shape[:2], -1)
+                flow = Flow(1, 1, terms, planes)
+            sums = self._accumulator(kept)
+            made.update(sums.meaning())
+            return sums.stages(self.name, tuple(node.name for node in self.nodes), flow)
 
-        self._product(numbers, bits[:, :terms])
+        self._accumulator(bits[..., :terms])
         return self._layer(stages, made)
 
     def conv(self) -> Layer:
         """A convolution of packed bits with packed weights, and perhaps thresholds: windows, then a product."""
-        numbers, attrs = self._numbers(), self.attrs[0]
+        numbers, attrs = numbers_of(self.anchor.op_type, self.attrs[0]), self.attrs[0]
         if attrs["group"] != 1 or list(attrs["dilations"]) != [1, 1]:
             raise NotOnFpga(
                 f"it has {attrs['group']} groups and dilations {list(attrs['dilations'])}: only 1 and [1, 1]"
@@ -195,29 +156,14 @@ class _Reader:
         if shape[0] != 1:
             raise NotOnFpga(f"a batch of {shape[0]}: export it with a batch of 1")
         weights = self._weights()[..., :channels]
-        kernel, stride = (weights.shape[1], weights.shape[2]), tuple(attrs["strides"])
-        pads = tuple(int(pad) for pad in attrs["pads"])
         value = int(attrs.get("pad_value", 0))
-        sliding = Sliding(shape[1], shape[2], channels, kernel, stride, pads, int(value > 0))  # type: ignore[arg-type]
-        flat = weights.reshape(len(weights), -1)
-        border, real = None, None
-        if any(pads) and value == 0 and numbers.least != 0:
-            border, real = _border(sliding)
-        source = Flow(shape[1], shape[2], channels, numbers.planes)
-        windows = Flow(*sliding.out, flat.shape[1], numbers.planes)
-        product = self._product(numbers, flat, real, border)
+        sliding = _sliding(shape, channels, (weights.shape[2], weights.shape[3]), attrs, int(value > 0))
+        flat = weights.reshape(*weights.shape[:2], -1)
+        border = _border(sliding) if any(sliding.pads) and value == 0 and numbers.nothing is None else None
+        sums = self._accumulator(flat, border)
+        source = Flow(shape[1], shape[2], channels, numbers.planes, numbers.signed)
         names = tuple(node.name for node in self.nodes)
-
-        def stages(flow: Flow | None) -> list[Stage]:
-            if flow not in (None, source):
-                raise NotOnFpga("its input is not the map of the layer before")
-            result = Flow(*sliding.out, product.rows, product.result_bits)
-            multiply = Multiply(self.name, names, windows, result, product)
-            if kernel == (1, 1) and stride == (1, 1) and not any(pads):
-                return [multiply]
-            return [Slide(f"{self.name}_window", names[:1], source, windows, sliding), multiply]
-
-        return self._layer(stages, self._result(numbers, flat))
+        return self._layer(_windowed(self.name, names, source, sliding, sums), sums.meaning())
 
     def pool(self) -> Layer:
         """Max-pooling of bits."""
@@ -227,7 +173,7 @@ class _Reader:
             raise NotOnFpga("its windows overlap, or reach over the edge: only windows side by side")
 
         def stages(flow: Flow | None) -> list[Stage]:
-            if flow is None:
+            if flow is None or flow.bits != 1:
                 raise NotOnFpga("there is no layer before it")
             result = Flow(flow.height // kernel[0], flow.width // kernel[1], flow.channels)
             name = (self.nodes[0].name,)
@@ -238,47 +184,42 @@ class _Reader:
     def reshape(self) -> Layer:
         """A packed map read as one row: nothing to do, the bits come in this order already."""
         given, wanted = self.types.get(self.anchor.input[0]), self.types.get(self.anchor.output[0])
-        if given is None or wanted is None or given.dtype != np.uint8 or wanted.shape[:-1] != (1,):
+        one = given is not None and wanted is not None and given.dtype == np.uint8
+        if not one or wanted.shape[:-1] not in ((1,), (given.shape[0], 1)):  # type: ignore[union-attr]
             raise NotOnFpga("only packed maps are reshaped, to one row")
 
         def stages(flow: Flow | None) -> list[Stage]:
-            if flow is None or flow.bits != 1:
+            if flow is None:
                 raise NotOnFpga("there is no layer before it")
             return []
 
         return self._layer(stages)
 
 
-def _line(numbers: _Numbers, weights: np.ndarray, real: np.ndarray) -> tuple[int, np.ndarray]:
-    """The accumulator as ``slope · count + offset``: offsets int64 ``[classes, M]``.
-
-    Of the columns that are ``real`` the sum is of ``scale · w · (step · code + least)``, and step · Σ w · code is
-    ``step · (count − top · zeros)``: a padded column has code 0 and counts like a real one of that code.
-    """
-    w = weights.astype(np.int64)
-    top = (1 << numbers.planes) - 1
-    signs = real @ (2 * w - 1).T
-    zeros = (1 - w).sum(1)
-    return numbers.scale * numbers.step, numbers.scale * (numbers.least * signs - numbers.step * top * zeros)
+def _sliding(
+    shape: tuple[int, ...], channels: int, kernel: tuple[int, int], attrs: Mapping[str, Any], fill: int
+) -> Sliding:
+    """The windows of a convolution over ``shape`` ``[1, H, W, ...]``."""
+    stride, pads = tuple(attrs["strides"]), tuple(int(pad) for pad in attrs["pads"])
+    return Sliding(shape[1], shape[2], channels, kernel, stride, pads, fill)  # type: ignore[arg-type]
 
 
-def thresholded(
-    numbers: _Numbers, weights: np.ndarray, least: np.ndarray, flip: np.ndarray, real: np.ndarray, border: Border | None
-) -> Product:
-    """The product whose result is ``(sum >= least) xor flip``.
+def _windowed(
+    name: str, nodes: tuple[str, ...], source: Flow, sliding: Sliding, sums: Accumulator
+) -> Callable[[Flow | None], list[Stage]]:
+    """The stages of a convolution: windows, unless each is a pixel, and their product."""
+    columns = source.channels * sliding.kernel[0] * sliding.kernel[1]
+    windows = Flow(*sliding.out, columns, source.bits, source.signed)
 
-    With a negative slope ``sum >= least`` is ``not (−sum >= 1 − least)``; a row whose comparison is flipped is the row of
-    opposite weights, whose count is the most that can be less this one's.
-    """
-    slope, offsets = _line(numbers, weights, real)
-    flipped = np.broadcast_to(flip.astype(bool), len(weights))
-    if slope < 0:
-        slope, offsets, least, flipped = -slope, -offsets, 1 - least, ~flipped
-    most = weights.shape[1] * ((1 << numbers.planes) - 1)
-    counts = -((offsets - least) // slope)
-    counts = np.clip(np.where(flipped, most - counts + 1, counts), 0, most + 1)
-    kept = np.where(flipped[:, None], 1 - weights, weights).astype(np.uint8)
-    return Product(kept, counts if border is not None else counts[0], numbers.planes, border)
+    def stages(flow: Flow | None) -> list[Stage]:
+        if flow not in (None, source):
+            raise NotOnFpga("its input is not the map of the layer before")
+        made = sums.stages(name, nodes, windows)
+        if sliding.kernel == (1, 1) and sliding.stride == (1, 1) and not any(sliding.pads):
+            return made
+        return [Slide(f"{name}_window", nodes[:1], source, windows, sliding), *made]
+
+    return stages
 
 
 def _border(sliding: Sliding) -> tuple[Border, np.ndarray]:

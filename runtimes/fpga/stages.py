@@ -10,18 +10,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .units.compare import Steps
 from .units.matvec import Product
+from .units.weigh import Weigh as WeighUnit
 from .units.window import Sliding
 
 
 @dataclass(frozen=True)
 class Flow:
-    """A stream: ``height · width`` pixels of ``channels`` elements of ``bits`` bits."""
+    """A stream: ``height · width`` pixels of ``channels`` elements of ``bits`` bits, in two's complement where ``signed``."""
 
     height: int
     width: int
     channels: int
     bits: int = 1
+    signed: bool = False
 
     @property
     def pixels(self) -> int:
@@ -87,3 +90,27 @@ class Pool(Stage):
         (kh, kw), (height, width) = self.kernel, (self.result.height, self.result.width)
         cut = (x ^ self.flip)[: height * kh, : width * kw]
         return cut.reshape(height, kh, width, kw, -1).max((1, 3)) ^ self.flip
+
+
+@dataclass(frozen=True, eq=False)
+class Weigh(Stage):
+    """Each group of neighbours becomes its sum with ``coefficients``."""
+
+    coefficients: tuple[int, ...]
+    most: int
+    """The largest element that comes in."""
+
+    def reference(self, x: np.ndarray) -> np.ndarray:
+        """See ``units.weigh``."""
+        return WeighUnit.reference(self.coefficients, x)
+
+
+@dataclass(frozen=True, eq=False)
+class Compare(Stage):
+    """A quantizer of each channel."""
+
+    steps: Steps
+
+    def reference(self, x: np.ndarray) -> np.ndarray:
+        """See ``Steps.reference``."""
+        return self.steps.reference(x)

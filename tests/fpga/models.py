@@ -82,3 +82,36 @@ def cnn(seed=0, pads=0):
     nodes.append(helper.make_node("MatMul", ["row", "w"], ["sums"], name="fc"))
     nodes.append(batch_norm("sums", "scores", 5, random, constants))
     return finish(nodes, constants, [1, 3, 11, 11], "scores", [1, 5])
+
+
+def low_bit(seed=0, weight_levels=((-1, 1), (-1, 0, 1), (-2, -1, 0, 1)), size=7):
+    """Convolutions and a dense layer with weights of few levels, quantizers to 2 and 4 bits between them, zero padding."""
+    random = np.random.default_rng(seed)
+    constants = {"low": np.float32(0), "high": np.float32(1)}
+    nodes, name, channels = [], "image", 3
+
+    def quantizer(name, number, levels):
+        constants[f"levels{number}"] = np.float32(levels)
+        return [
+            helper.make_node("Clip", [name, "low", "high"], [f"clipped{number}"]),
+            helper.make_node("Mul", [f"clipped{number}", f"levels{number}"], [f"spread{number}"]),
+            helper.make_node("Round", [f"spread{number}"], [f"codes{number}"]),
+            helper.make_node("Div", [f"codes{number}", f"levels{number}"], [f"q{number}"]),
+        ]
+
+    for number, (outputs, levels) in enumerate(((6, 15), (8, 3))):
+        nodes += quantizer(name, number, levels)
+        weights = random.choice(weight_levels[number], (outputs, channels, 3, 3))
+        constants[f"k{number}"] = weights.astype(np.float32)
+        nodes.append(
+            helper.make_node("Conv", [f"q{number}", f"k{number}"], [f"c{number}"], name=f"conv{number}", pads=[1] * 4)
+        )
+        nodes.append(batch_norm(f"c{number}", f"n{number}", outputs, random, constants))
+        name, channels = f"n{number}", outputs
+    nodes += quantizer(name, 2, 3)
+    constants["flat"] = np.array([1, -1], np.int64)
+    nodes.append(helper.make_node("Reshape", ["q2", "flat"], ["row"]))
+    constants["w"] = random.choice(weight_levels[2], (channels * size * size, 5)).astype(np.float32)
+    nodes.append(helper.make_node("MatMul", ["row", "w"], ["sums"], name="fc"))
+    nodes.append(batch_norm("sums", "scores", 5, random, constants))
+    return finish(nodes, constants, [1, 3, size, size], "scores", [1, 5])

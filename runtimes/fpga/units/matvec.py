@@ -39,15 +39,19 @@ class Border:
 class Product:
     """What a unit computes: ``count[m] = sum over k of x[k] where w[m, k] is 1, else 2^planes − 1 − x[k]``.
 
-    For bits that is how often x and w agree, and the sum of ±1 products is ``2 · count − K``. ``weights``: uint8 0/1
-    ``[M, K]``. ``thresholds``: int64 ``[M]`` on counts, or one row for each class of ``border``, ``[classes, M]``: from 0
-    (always reached) to one more than can be (never); the results are bits. Without them they are the counts.
+    For bits that is how often x and w agree, and the sum of ±1 products is ``2 · count − K``. With ``masks`` elements
+    whose weight is 0 do not count at all. ``signed`` elements are in two's complement; what counts is x + 2^(planes − 1).
+    ``weights``: uint8 0/1 ``[M, K]``. ``thresholds``: int64 ``[M]`` on counts, or one row for each class of ``border``,
+    ``[classes, M]``: from 0 (always reached) to one more than can be (never); the results are bits. Without them they are
+    the counts.
     """
 
     weights: np.ndarray
     thresholds: np.ndarray | None = None
     planes: int = 1
     border: Border | None = None
+    masks: bool = False
+    signed: bool = False
 
     @property
     def rows(self) -> int:
@@ -72,14 +76,23 @@ class Product:
     def reference(self, x: np.ndarray) -> np.ndarray:
         """Results int64 ``[..., M]`` of elements ``x`` ``[..., K]``; all pixels of an image where there is a border."""
         x, w = x.astype(np.int64), self.weights.astype(np.int64)
+        if self.signed:
+            x = x + (1 << (self.planes - 1))
         top = (1 << self.planes) - 1
-        count = 2 * (x @ w.T) - x.sum(-1)[..., None] + top * (self.columns - w.sum(-1))
+        count = x @ w.T
+        if not self.masks:
+            count = 2 * count - x.sum(-1)[..., None] + top * (self.columns - w.sum(-1))
         if self.thresholds is None:
             return count
         limits = self.thresholds
         if self.border is not None:
             limits = limits[self.border.classes()].reshape(*x.shape[:-1], self.rows)
         return (count >= limits).astype(np.int64)
+
+
+def weights_of(product: Product, folds: int) -> Weights:
+    """How the weights of a product enter the trees: as constants only where there is one fold of signs."""
+    return "memory" if folds > 1 or product.planes > 1 or product.masks else "constant"
 
 
 class MatrixVector(wiring.Component):
@@ -101,7 +114,7 @@ class MatrixVector(wiring.Component):
         self.row_folds, self.column_folds = product.rows // pe, product.columns // simd
         self.store: Store = store or ("logic" if self.folds <= LOGIC_DEPTH else "block")
         """Where the weights lie."""
-        self.weights: Weights = "memory" if self.folds > 1 or product.planes > 1 else "constant"
+        self.weights: Weights = weights_of(product, self.folds)
         self.width = width_of(product.most) + (product.thresholds is not None)
         self._limits = 0 if product.thresholds is None else product.thresholds.size // pe
         self._limits_store: Store = "logic" if self._limits <= LOGIC_DEPTH or simd < 3 else "block"
@@ -116,6 +129,11 @@ class MatrixVector(wiring.Component):
     def folds(self) -> int:
         """Words of weights, and cycles a vector."""
         return self.row_folds * self.column_folds
+
+    @property
+    def _ones(self) -> int:
+        """1 at the lowest bit of every element of a word."""
+        return sum(1 << (place * self.product.planes) for place in range(self.simd))
 
     @property
     def groups(self) -> int:
@@ -158,6 +176,9 @@ class MatrixVector(wiring.Component):
         self._first, self._room = Signal(init=1), Signal()
         fresh = Signal(init=1)
         x = Signal(len(self.input.payload), reset_less=True)
+        given: Value = self.input.payload
+        if self.product.signed:  # two's complement, and 2^(n − 1) more: the highest bit of each element turns round
+            given = given ^ Const((1 << (self.product.planes - 1)) * self._ones, len(x))
         m.d.comb += [
             last.eq(column == columns - 1),
             start.eq((self._room | ~self._first) & (self.input.valid | ~fresh)),
@@ -169,17 +190,17 @@ class MatrixVector(wiring.Component):
             with m.If(last):
                 m.d.sync += [row.eq(Mux(row == rows - 1, 0, row + 1)), fresh.eq(row == rows - 1)]
         if rows == 1:
-            m.d.sync += x.eq(self.input.payload)
+            m.d.sync += x.eq(given)
         elif columns == 1:
             with m.If(start & fresh):  # the register itself keeps the vector
-                m.d.sync += x.eq(self.input.payload)
+                m.d.sync += x.eq(given)
         else:
             m.submodules.vector = vector = Memory(shape=len(x), depth=columns, init=[])
             write, read = vector.write_port(), vector.read_port(domain="comb")
             m.d.comb += [
-                write.addr.eq(column), write.data.eq(self.input.payload), write.en.eq(start & fresh), read.addr.eq(column),
+                write.addr.eq(column), write.data.eq(given), write.en.eq(start & fresh), read.addr.eq(column),
             ]  # fmt: skip
-            m.d.sync += x.eq(Mux(fresh, self.input.payload, read.data))
+            m.d.sync += x.eq(Mux(fresh, given, read.data))
         return x, index
 
     def _elements(self, m: Module, x: Signal, index: Signal, start: Signal) -> tuple[Value, int]:
@@ -230,10 +251,13 @@ class MatrixVector(wiring.Component):
     @property
     def _kind(self) -> str:
         planes = f"_{self.product.planes}bit" if self.product.planes > 1 else ""
-        return f"element_{self.simd}x{self.width}_{self.weights}{planes}"
+        masks = "_masks" if self.product.masks else ""
+        return f"element_{self.simd}x{self.width}_{self.weights}{planes}{masks}"
 
     def _element(self) -> ProcessingElement:
-        return ProcessingElement(self.simd, self.width, self.weights, self.technology, self.product.planes)
+        return ProcessingElement(
+            self.simd, self.width, self.weights, self.technology, self.product.planes, self.product.masks
+        )
 
     def _weights(self, m: Module, index: Value, elements: range) -> Value | None:
         """The words of weights of some elements; None where they are constants."""
@@ -241,7 +265,7 @@ class MatrixVector(wiring.Component):
             return None
         width = len(elements) * self.simd
         words = [(word >> (elements.start * self.simd)) & ((1 << width) - 1) for word in self._weight_words]
-        return _rom(m, index, words, width, "weights", self.store, self.technology)
+        return rom(m, index, words, width, "weights", self.store, self.technology)
 
     def _row(self, m: Module, part: Module, row: Value | None, fresh: Signal, latency: int) -> Value | None:
         """Which thresholds the sums about to begin have, for the next group of elements; None where they never change."""
@@ -284,10 +308,10 @@ class MatrixVector(wiring.Component):
         words = [sum(int(part[pe]) << (self.width * number) for number, pe in enumerate(elements)) for part in offsets]
         if row is None:
             return Const(words[0], width)
-        return _rom(m, row, words, width, "limits", self._limits_store, self.technology)
+        return rom(m, row, words, width, "limits", self._limits_store, self.technology)
 
 
-def _rom(
+def rom(
     m: Module, address: Value, words: list[int], width: int, name: str, store: Store, technology: Technology
 ) -> Value:
     """Word ``address`` of a table: a cycle later from logic, two from block memory.

@@ -120,9 +120,13 @@ class ProcessingElement(wiring.Component):
 
     Inputs of several ``planes`` are numbers, bit i of each worth 2^i: every plane has a tree, and with it the sum is of
     x where w is 1 and of 2^planes − 1 − x where it is 0. Inputs then lie number by number; weights come from memory.
+    With ``masks`` (weights from memory too) an x whose w is 0 adds nothing.
     """
 
-    def __init__(self, bits: int, width: int, weights: Weights, technology: Technology, planes: int = 1) -> None:
+    def __init__(
+        self, bits: int, width: int, weights: Weights, technology: Technology, planes: int = 1, masks: bool = False
+    ) -> None:
+        self.masks = masks
         self.tree, self.technology, self.weights, self.planes = best_tree(bits, weights), technology, weights, planes
         wide = bits * planes if weights == "memory" else sum(map(width_of, self.tree.groups()))
         ports = {"x": In(wide), "valid": In(1), "fresh": In(1), "offset": In(width), "result": Out(width)}
@@ -189,7 +193,7 @@ class ProcessingElement(wiring.Component):
             if self.weights == "constant":
                 return self._take(tree.width)[0]
             x, w = self._take(tree.bits)
-            same = ~(x ^ w)
+            same = x & w if self.masks else ~(x ^ w)
             return self._register(m, same if tree.bits == 1 else Cat(same[0] ^ same[1], same.all()), tree.width, "few")
         left, right = self._build(m, tree.left), self._build(m, tree.right)
         below = tree.depth - 1
@@ -198,7 +202,7 @@ class ProcessingElement(wiring.Component):
         carry: Value | Pair | None = None
         if tree.carry:
             x, w = (self._delay(m, value, below) for value in self._take(1))
-            carry = (x, w) if self.weights == "memory" else x
+            carry = x & w if self.masks else (x, w) if self.weights == "memory" else x
         name = f"sum_{self._count}"
         return self._register(m, self.technology.add(m, left, right, tree.width, carry, name), tree.width, "sum")
 
