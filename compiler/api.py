@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -25,6 +25,10 @@ from .passes import Optimized, Options, Record, Status
 from .passes import optimize as run_passes
 from .samples import split
 from .targets import FpgaOptions, Target
+
+if TYPE_CHECKING:
+    from .lower.templates import Choices
+    from .tuning import Tuning
 
 Model: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 Progress = Callable[[str], None]
@@ -144,6 +148,8 @@ def compile(
     name: str | None = None,
     golden_inputs: Mapping[str, np.ndarray] | None = None,
     fpga: FpgaOptions | None = None,
+    tuned: str | os.PathLike[str] | None = None,
+    tune: Tuning | None = None,
     progress: Progress | None = None,
 ) -> Package:
     """Compile a model for a target, and write the package to ``output`` if given.
@@ -151,7 +157,9 @@ def compile(
     ``shapes``, ``sign_zero``, ``float_layers`` and ``calibration`` are those of ``optimize``.
     ``name`` (default: after the file) names the library and its C functions. ``golden_inputs`` are samples to keep in the
     package with the original model's outputs, by input name, the first axis counting samples; by default they are a few
-    seeded random ones. ``fpga``: choices for an FPGA board. ``progress`` is called with the name of each stage as it begins.
+    seeded random ones. ``fpga``: choices for an FPGA board. ``tuned``: a file of schedules that were tuned before, to be used
+    in place of those that ship; ``tune``: tune them now (see ``xnorc.tuning``). ``progress`` is called with the name of each
+    stage as it begins.
 
     Raises ``TargetError``, ``ModelError`` or ``UnsupportedError`` (naming the node) when this model cannot be compiled
     for this target, ``InputError`` when the golden inputs do not fit, ``ToolError`` when the C compiler fails.
@@ -164,11 +172,34 @@ def compile(
     options = _options(given, sign_zero, float_layers, calibration, say)
     packed = _packed(given, options, False, lambda stage: say(f"pass {stage}"))
     original = model.SerializeToString(deterministic=True) if isinstance(model, onnx.ModelProto) else model_bytes(model)
-    package = assemble(given, original, packed, chosen, title, golden_inputs, output, say, fpga=fpga)
+    choices = _tuned(given, packed.model, chosen, title, golden_inputs, tuned, tune, say)
+    package = assemble(given, original, packed, chosen, title, golden_inputs, output, say, fpga=fpga, tuned=choices)
     if output is not None:
         say("writing the package")
         package.save(output)
     return package
+
+
+def _tuned(
+    given: onnx.ModelProto, packed: onnx.ModelProto, target: Target, name: str,
+    golden_inputs: Mapping[str, np.ndarray] | None, tuned: str | os.PathLike[str] | None, tune: Tuning | None,
+    say: Progress,
+) -> Choices | None:  # fmt: skip
+    """What tuning chose for layers, now or before."""
+    if tuned is None and tune is None:
+        return None
+    if target.is_fpga:
+        raise TargetError(f"tuned schedules are for CPUs: '{target.name}' is an FPGA board")
+    from .tuning import Records
+    from .tuning import tune as run_tuning
+
+    if tune is None:
+        return Records.read(tuned or "").choices()
+    inputs = golden.random_inputs(given)
+    if golden_inputs is not None:
+        inputs = {key: value[0] for key, value in split(golden_inputs, inputs).items()}
+    run_tuning(packed, target, name, inputs, tune, say)
+    return tune.records.choices()
 
 
 def estimate(
@@ -212,6 +243,7 @@ def assemble(
     say: Progress,
     facts: Mapping[str, Any] | None = None,
     fpga: FpgaOptions | None = None,
+    tuned: Choices | None = None,
 ) -> Package:
     """Lower a packed model and put the package together, in memory; raises as ``compile`` does.
 
@@ -226,7 +258,7 @@ def assemble(
     else:
         from .lower.build import compile_model
 
-        built = compile_model(packed.model, target, name, say)
+        built = compile_model(packed.model, target, name, say, tuned)
     say("computing golden outputs")
     kept = _golden(given, golden_inputs)
     included = len(original) <= MAX_MODEL_INCLUDED

@@ -203,7 +203,7 @@ class Session(ABC):
         for start in range(0, total, size):
             count = min(size, total - start)
             rows = [
-                _to_device(self._tensors[index], arrays[index][start : start + count]).reshape(count, -1).view(np.uint8)
+                to_device(self._tensors[index], arrays[index][start : start + count]).reshape(count, -1).view(np.uint8)
                 for index in asked
             ]
             request = np.concatenate(rows, axis=1) if rows else np.empty((count, 0), np.uint8)
@@ -227,7 +227,7 @@ def _nbytes(tensor: Mapping[str, Any]) -> int:
     return int(np.prod(tensor["shape"], dtype=np.int64)) * np.dtype(tensor["dtype"]).itemsize
 
 
-def _to_device(tensor: Mapping[str, Any], samples: np.ndarray) -> np.ndarray:
+def to_device(tensor: Mapping[str, Any], samples: np.ndarray) -> np.ndarray:
     """Samples ``[samples, *shape]`` as they lie on a device."""
     if tensor.get("layout") == "channels_last":
         samples = np.moveaxis(samples, 2, -1)
@@ -235,7 +235,7 @@ def _to_device(tensor: Mapping[str, Any], samples: np.ndarray) -> np.ndarray:
 
 
 def _from_device(tensor: Mapping[str, Any], samples: np.ndarray) -> np.ndarray:
-    """What ``_to_device`` undoes; ``samples`` may have any shape of the right size."""
+    """What ``to_device`` undoes; ``samples`` may have any shape of the right size."""
     shape = tensor["shape"]
     if tensor.get("layout") == "channels_last":
         n, c, h, w = shape

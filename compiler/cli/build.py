@@ -30,6 +30,7 @@ from .common import (
     verb,
     write_json,
 )
+from .tune import show_tuning, tune_options, tuning_of
 
 _TRIVIAL = '<ir_version: 10, opset_import: ["": 18]> trivial (float[1, 4] x) => (float[1, 4] y) { y = Neg(x) }'
 
@@ -40,6 +41,7 @@ _TRIVIAL = '<ir_version: 10, opset_import: ["": 18]> trivial (float[1, 4] x) => 
     "xnorc compile model.onnx --target rpi4 -o model.xnorc",
     "xnorc compile model.onnx --shape image=1,3,224,224",
     "xnorc compile model.onnx --float-layers int8 --calibration samples.npz",
+    "xnorc compile model.onnx --target rpi4 --tune --device ssh://pi@raspberrypi.local",
     "xnorc compile model.onnx --target ulx3s-85f --fps 100000 --estimate",
 )
 @click.argument("model", type=FILE)
@@ -61,6 +63,7 @@ _TRIVIAL = '<ir_version: 10, opset_import: ["": 18]> trivial (float[1, 4] x) => 
     metavar="DATA.npz",
     help="Samples to keep in the package with their outputs, for validation (default: 4 random ones).",
 )
+@tune_options
 @fpga_options
 @model_options
 def compile_verb(
@@ -71,6 +74,10 @@ def compile_verb(
     golden_file: Path | None,
     estimate: bool,
     fpga: FpgaOptions | None,
+    wants_tune: bool,
+    trials: int | None,
+    tune_device: str | None,
+    tuned_file: Path | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     sign_zero: str | None,
     float_layers: str,
@@ -86,6 +93,7 @@ def compile_verb(
     if estimate:
         estimate_on_board(model, chosen.name, fpga, dict(shapes), sign_zero_value(sign_zero), json_file)
         return
+    tuning = tuning_of(chosen, wants_tune, trials, tune_device, tuned_file)
     destination = output or model.with_suffix(".xnorc")
     check_writable(destination, json_file)
     start, kept = time.perf_counter(), None
@@ -108,6 +116,8 @@ def compile_verb(
             name=name,
             golden_inputs=kept,
             fpga=fpga,
+            tuned=tuned_file,
+            tune=tuning,
             progress=say,
         )
     seconds = time.perf_counter() - start
@@ -115,6 +125,8 @@ def compile_verb(
     kinds = [step["kind"] for step in package.manifest["steps"]]
     found = report["summary"]["nodes"]
     counts = ", ".join(f"{found[status]} {status}" for status in STATUSES if status in found)
+    if tuning is not None:
+        show_tuning(tuning)
     click.echo(f"{destination}: {chosen.name}, {many(len(kinds), 'step')}, {seconds:.1f} s")
     click.echo(f"nodes: {counts}" + ("" if "packed" in counts else " (`xnorc explain` says why nothing is packed)"))
     if chosen.is_fpga:
@@ -129,6 +141,7 @@ def compile_verb(
         "device_bytes": package.device_bytes(),
         "memory": {key: value for key, value in memory.items() if key != "plan"},
         "steps": package.manifest["steps"],
+        **({"tuning": [done.to_dict() for done in tuning.done]} if tuning is not None else {}),
         **({"fpga": package.manifest["fpga"]["estimate"]} if chosen.is_fpga else {}),
         **report,
     }

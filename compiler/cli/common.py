@@ -32,6 +32,7 @@ __all__ = [
     "debug_option",
     "device_options",
     "examples",
+    "forget_interrupt",
     "many",
     "model_options",
     "parse_sizes",
@@ -76,6 +77,11 @@ def remember_interrupts() -> None:
 def _stop_if_interrupted() -> None:
     if _ctrl_c.is_set():
         raise KeyboardInterrupt
+
+
+def forget_interrupt() -> None:
+    """The interruption was for a part of the work only, which has ended: go on."""
+    _ctrl_c.clear()
 
 
 class App(click.Group):

@@ -18,6 +18,7 @@ from .relax import Importer, legalize
 from .schedules import schedule_all
 from .share import share_kernels
 from .steps import Walker
+from .templates import Choices
 from .tir import build
 
 MAX_THREADS = 4
@@ -33,25 +34,36 @@ class Built:
     manifest: dict[str, Any]
 
 
-def lower(packed: onnx.ModelProto, target: Target, name: str) -> Program:
-    """Packed ONNX to a program of scheduled kernels with a memory plan (all but machine code)."""
-    importer = Importer(packed, target, name)
+def lower(packed: onnx.ModelProto, target: Target, name: str, tuned: Choices | None = None) -> Program:
+    """Packed ONNX to a program of scheduled kernels with a memory plan (all but machine code).
+
+    ``tuned``: what the tuner chose for layers, in place of the shipped schedules.
+    """
+    importer = Importer(packed, target, name, tuned)
     mod = legalize(importer.build())
     program = Walker(importer, mod).program(name)
-    program.kernels = schedule_all(program.kernels, target)
+    schedule_all(program, target, tuned or {})
     share_kernels(program)
     plan.plan(program)
     return program
 
 
-def compile_model(packed: onnx.ModelProto, target: Target, name: str, progress: Progress = lambda stage: None) -> Built:
+def compile_model(
+    packed: onnx.ModelProto, target: Target, name: str, progress: Progress = lambda stage: None,
+    tuned: Choices | None = None,
+) -> Built:  # fmt: skip
     """Lower, compile and link a packed model for ``target``. ``name`` must be a C identifier.
 
-    ``progress`` is called with the name of each stage as it begins. Raises ``UnsupportedError`` for a node that cannot
-    be lowered, ``ToolError`` when zig fails.
+    ``progress`` is called with the name of each stage as it begins; ``tuned`` is that of ``lower``. Raises
+    ``UnsupportedError`` for a node that cannot be lowered, ``ToolError`` when zig fails.
     """
     progress("lowering")
-    program = lower(packed, target, name)
+    return compile_program(lower(packed, target, name, tuned), target, progress)
+
+
+def compile_program(program: Program, target: Target, progress: Progress = lambda stage: None, only: str = "") -> Built:
+    """Compile and link a lowered program (``only``: see ``link``); raises as ``compile_model`` does."""
+    name = program.name
     progress("compiling kernels")
     machine = build(program.kernels, target)
     tensor_bytes = program.arena_bytes
@@ -69,7 +81,7 @@ def compile_model(packed: onnx.ModelProto, target: Target, name: str, progress: 
         )
         (folder / "model.c").write_text(text)
         (folder / "this.c").write_text(codegen.runner_glue(program))
-        members = link(folder, name, target)
+        members = link(folder, name, target, only)
     return Built(members, describe(program, tensor_bytes, len(blob)))
 
 
@@ -92,6 +104,7 @@ def describe(program: Program, tensor_bytes: int, weight_bytes: int) -> dict[str
                 "writes": s.writes,
                 "nodes": s.nodes,
                 "macs": s.macs,
+                **({"tuned": chosen} if (chosen := program.tuned(s)) else {}),
             }
             for s in program.steps
         ],

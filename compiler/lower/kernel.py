@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..opset import Lies, TensorType
+from .knobs import Knobs
 
 if TYPE_CHECKING:
     from ..targets import Target
@@ -61,6 +62,8 @@ class KernelCall:
     epilogue: Epilogue = field(default_factory=Epilogue)
     extra: tuple[TensorType, ...] = ()
     """Tensors that the epilogue reads besides."""
+    knobs: Knobs = field(default_factory=Knobs, compare=False)
+    """What the template leaves open."""
 
 
 @dataclass(frozen=True)

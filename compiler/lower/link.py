@@ -53,8 +53,8 @@ def _cc(triple: str, *arguments: str) -> list[str]:
     return ["cc", "-target", triple, *FLAGS, *arguments]
 
 
-def link(folder: Path, name: str, target: Target) -> dict[str, bytes]:
-    """Build the library and the runner from the generated files and the C runtime.
+def link(folder: Path, name: str, target: Target, only: str = "") -> dict[str, bytes]:
+    """Build the library and the runner from the generated files and the C runtime; ``only`` one of ``shared`` and ``runner``.
 
     ``folder`` holds ``model.c``, ``this.c``, ``<name>.h``, ``kernels.o`` and the weights. Returns the members of
     ``lib/``: ``<name>.h``, ``xnorc.h``, ``lib<name>.a``, ``lib<name>.so`` and ``runner``.
@@ -65,6 +65,14 @@ def link(folder: Path, name: str, target: Target) -> dict[str, bytes]:
     libraries = ["-lm", "-lpthread"]
     small = ["-Wl,--gc-sections", "-s"]
     archive, shared = f"lib{name}.a", f"lib{name}.so"
+    whole = ["-shared", "-fPIC", "-Wl,--hash-style=gnu", *small, *include, *sources, "kernels.o"]
+    if only == "shared":
+        zig(_cc(target.shared_triple, *whole, "-o", shared, *libraries), folder)
+        return {shared: (folder / shared).read_bytes()}
+    if only == "runner":
+        program = ["-static", *small, *include, "this.c", str(runtime / "runner.c"), *sources, "kernels.o"]
+        zig(_cc(target.static_triple, *program, "-o", "runner", *libraries), folder)
+        return {"runner": (folder / "runner").read_bytes()}
     objects = ["kernels.o"]
     for source in sources:
         objects.append(f"{Path(source).stem}.o")
@@ -72,8 +80,7 @@ def link(folder: Path, name: str, target: Target) -> dict[str, bytes]:
     zig(["ar", "rcsD", archive, *objects], folder)
     runner = ["this.c", str(runtime / "runner.c"), *objects]
     zig(_cc(target.static_triple, "-static", *small, *include, *runner, "-o", "runner", *libraries), folder)
-    library = ["-shared", "-fPIC", "-Wl,--hash-style=gnu", *small, *include, *sources, "kernels.o"]
-    zig(_cc(target.shared_triple, *library, "-o", shared, *libraries), folder)
+    zig(_cc(target.shared_triple, *whole, "-o", shared, *libraries), folder)
     members = {file: (folder / file).read_bytes() for file in (f"{name}.h", archive, shared, "runner")}
     members["xnorc.h"] = (runtime / "xnorc.h").read_bytes()
     return members

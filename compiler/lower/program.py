@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..opset import REGISTRY, TensorType
+
+if TYPE_CHECKING:
+    from .templates import Template
 
 DTYPES = ("float32", "int8", "uint8", "int32", "int64", "bool")
 """Element types of tensors on a device, in the order of ``xnorc_dtype`` in ``runtimes/c/xnorc.h``."""
@@ -84,6 +87,13 @@ class Program:
     kernels: Any
     arena_bytes: int = 0
     workspace_bytes: int = 0
+    templates: dict[str, Template] = field(default_factory=dict)
+    """Kernel → what it was made by, for those of our own."""
+
+    def tuned(self, step: Step) -> dict[str, int]:
+        """What was chosen for a step's kernels in place of what ships, by knob."""
+        made = [self.templates[call.symbol] for call in step.calls if call.symbol in self.templates]
+        return {name: value for template in made for name, value in template.call.knobs.changed().items()}
 
     def kind(self, step: Step) -> str:
         """``integer`` when everything that the step writes is, ``mixed`` when an accumulator becomes float in it."""

@@ -32,6 +32,7 @@ from .epilogue import Fused, float_chain, read_epilogue
 from .kernel import Epilogue, EpilogueStep, KernelCall
 from .layout import ELEMENTWISE, FIRST, LAST, PACKERS, Layout, constant_last, convert, physical
 from .program import DTYPES
+from .templates import Choices, Template
 
 MAX_RANK = 8
 """Most axes of a tensor: ``XNORC_MAX_RANK`` of the C runtime."""
@@ -66,8 +67,10 @@ class Item:
 class Importer:
     """Builds the Relax function of one packed model."""
 
-    def __init__(self, model: onnx.ModelProto, target: Target, prefix: str) -> None:
-        self.model, self.target, self.prefix = model, target, prefix
+    def __init__(self, model: onnx.ModelProto, target: Target, prefix: str, tuned: Choices | None = None) -> None:
+        self.model, self.target, self.prefix, self.tuned = model, target, prefix, tuned or {}
+        self.templates: dict[str, Template] = {}
+        """Name of a kernel of our own → what it was made by."""
         self.types = tensor_types(model)
         self.constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
         self.items: list[Item] = []
@@ -302,7 +305,9 @@ class Importer:
             extra=tuple(map(kind, fused.extra)),
         )
         try:
-            kernel = getattr(importlib.import_module(f"..lower.kernels.{module}", __package__), function)(call)
+            write = getattr(importlib.import_module(f"..lower.kernels.{module}", __package__), function)
+            template = self.templates[call.name] = Template(call, write).with_choices(self.tuned)
+            kernel = write(template.call)
         except UnsupportedError as error:
             raise UnsupportedError(node.name, node.op_type, error.reason) from error
         places = {"input": list(node.input), "extra": fused.extra}

@@ -14,22 +14,26 @@ from tvm import s_tir, tirx
 
 from ..targets import Target
 from .kernels import float_calls
+from .program import Program
+from .templates import Choices
 
 PARALLEL_WORK = 1 << 18
 """Inner iterations from which on the outermost loop is worth a thread pool."""
 
 
-def schedule_all(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
+def schedule_all(program: Program, target: Target, tuned: Choices) -> None:
     """Write the float kernels that were asked for, and schedule every function that is not scheduled yet."""
     done = {}
+    mod = program.kernels
     for variable, func in mod.functions.items():
         name = variable.name_hint
         if float_calls.asked(func):
-            done[name] = float_calls.write(func, name, target)
+            template = program.templates[name] = float_calls.template(func, name, target).with_choices(tuned)
+            done[name] = float_calls.write(template)
         else:
             scheduled = func.attrs and "xnorc.scheduled" in func.attrs
             done[name] = func if scheduled else schedule_default(func, target)
-    return tvm.IRModule(done)
+    program.kernels = tvm.IRModule(done)
 
 
 def schedule_default(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:

@@ -47,7 +47,8 @@ class Walker:
         for step in self.steps:
             self._reads_and_writes(step)
         kernels = tvm.IRModule({self._symbols[gv.name_hint]: f for gv, f in self._used_kernels().items()})
-        return Program(name, self.tensors, inputs, outputs, self.steps, self.constants, kernels)
+        templates = {self._symbols[own]: t for own, t in self.importer.templates.items() if own in self._symbols}
+        return Program(name, self.tensors, inputs, outputs, self.steps, self.constants, kernels, templates=templates)
 
     def _used_kernels(self) -> Mapping[Any, Any]:
         return {gv: f for gv, f in self.mod.functions.items() if gv.name_hint in self._symbols}

@@ -110,6 +110,12 @@ def model_cycles(package: Package, feeds: Mapping[str, np.ndarray] | None = None
     )  # fmt: skip
 
 
+def step_seconds(package: Package, feeds: Mapping[str, np.ndarray]) -> list[float]:
+    """Modelled seconds of every step on the board, without the memory term; raises as ``model_cycles`` does."""
+    core = core_of(package.target)
+    return [cycles / core.ghz / 1e9 for cycles in _prices(count_instructions(package, feeds), package, core)]
+
+
 def _prices(counts: Counts, package: Package, core: Core) -> list[float]:
     """Cycles of every step."""
     executed: dict[int, int] = {}

@@ -23,6 +23,7 @@ from .outputs import Finished
 from .product import (
     CHANNELS,
     FEWEST_BLOCKS,
+    TASK_PIXELS,
     TASKS,
     Plan,
     Product,
@@ -63,14 +64,15 @@ def suits(call: KernelCall, product: Product, planes: tuple[int, int]) -> bool:
     x, w = digits(call)
     fits = all(end in _BYTE for end in x.ends) and min(w.ends) > -128 and max(w.ends) < 128
     layer = Work(*planes, product.bits, product.weights.shape[0], product.images * product.pixels)
-    return fits and len(product.segments) == 1 and choose(call.target, layer) == "int8"
+    possible = fits and len(product.segments) == 1
+    return possible and bool(call.knobs.choose("int8", int(choose(call.target, layer) == "int8"), (0, 1)))
 
 
 def _plan(call: KernelCall, product: Product, row_bytes: int) -> Plan:
     """As ``int_product.plan``, but with more pixels a task: each decodes all weights that it uses."""
     widest = max(PIXELS, call.target.vector_bytes // 4) if call.epilogue.channels_first else PIXELS
     _, lanes = tiles(product.pixels, widest)
-    most = pixels_decoded_for(8 * row_bytes)
+    most = call.knobs.choose("pixels", pixels_decoded_for(8 * row_bytes), TASK_PIXELS)
     rows = rows_of_task(product.pixels, lanes, most)
     row_tasks = -(-product.pixels // rows)
     blocks, others = product.weights.shape[0] // CHANNELS, product.images * row_tasks

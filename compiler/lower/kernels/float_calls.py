@@ -17,6 +17,7 @@ from tvm.tirx.script import builder as T
 
 from ...opset import TensorType
 from ..kernel import Kernel, KernelCall
+from ..templates import Template
 from . import float_depthwise, float_depthwise_last, float_product, float_rows
 from .top_k import top_k
 
@@ -62,15 +63,20 @@ def asked(func: tirx.PrimFunc) -> bool:
     return bool(func.attrs) and ATTRIBUTE in func.attrs
 
 
-def write(func: tirx.PrimFunc, name: str, target: Target) -> tirx.PrimFunc:
-    """The kernel that ``func`` stands for."""
+def template(func: tirx.PrimFunc, name: str, target: Target) -> Template:
+    """What writes the kernel that ``func`` stands for."""
     attrs = json.loads(str(func.attrs[ATTRIBUTE]))
     types = []
     for parameter in func.params:
         kind = parameter.ty
         types.append(TensorType(tuple(int(size) for size in kind.shape), np.dtype(str(kind.dtype))))
     kernel = attrs.pop("kernel")
-    made = KERNELS[kernel](KernelCall(name, kernel, attrs, tuple(types[:-1]), {}, types[-1], target))
+    return Template(KernelCall(name, kernel, attrs, tuple(types[:-1]), {}, types[-1], target), KERNELS[kernel])
+
+
+def write(given: Template) -> tirx.PrimFunc:
+    """Its function."""
+    made = given.write(given.call)
     # The arguments were fixed when the call was emitted: the kernel must take exactly them, in their order.
-    assert made.args == tuple(("input", i) for i in range(len(types) - 1))
+    assert made.args == tuple(("input", i) for i in range(len(given.call.inputs)))
     return made.func

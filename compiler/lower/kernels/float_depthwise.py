@@ -46,7 +46,7 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
     channels = data[1]
     multiplier = out_channels // channels
     across, lanes = tiles(out_width, max(4, call.target.vector_bytes // 4))
-    tile_rows = min(ROWS, out_height)
+    tile_rows = min(call.knobs.choose("rows", ROWS, (1, 2, 8)), out_height)
     # What the taps reach, which may be less than there is (rows that no window covers) or more (padding).
     plane_height = (out_height - 1) * sh + (kh - 1) * dh + 1
     phase_width = out_width + (kw - 1) * dw // sw

@@ -40,7 +40,7 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
     (kh, kw), (sh, sw) = call.attrs["window"], call.attrs["strides"]
     (dh, dw), (top, left, _, _) = call.attrs["dilations"], call.attrs["pads"]
     groups, lanes = tiles(channels, max(4, call.target.vector_bytes // 4))
-    across, pixels = tiles(out_width, PIXELS)
+    across, pixels = tiles(out_width, call.knobs.choose("pixels", PIXELS, (1, 2, 8)))
     work = elements(call.output) * kh * kw
 
     with function(call) as fn:

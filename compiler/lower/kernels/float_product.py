@@ -81,6 +81,19 @@ class Tile:
         return self.vectors * self.lanes
 
 
+def tile_of(call: KernelCall, rows: int, columns: int) -> Tile:
+    """The shipped tile, or what was chosen in its place: any shape whose sums fit the registers."""
+    shipped = choose_tile(call.target, rows, columns)
+    if rows <= 2:
+        return shipped
+    registers = 28 if call.target.arch == "aarch64" else 14
+    others = [count for count in (1, 2, 3, 4) if (count - 1) * shipped.lanes < columns]
+    vectors = call.knobs.choose("vectors", shipped.vectors, others)
+    most = registers // vectors
+    height = call.knobs.choose("rows", min(shipped.rows, most), [r for r in range(2, most + 1) if r <= rows])
+    return Tile(height, vectors, shipped.lanes)
+
+
 def choose_tile(target: Target, rows: int, columns: int) -> Tile:
     """The tile with the fewest wasted rows, among those that fill the registers but do not spill.
 
@@ -308,7 +321,8 @@ def make(call: KernelCall, product: Product, rows_first: bool, bias: str) -> Ker
     tiles, rest = product.tiles, product.rest
     panel_size = product.depth * tile.columns
     work = product.batch * product.rows * product.columns * product.depth
-    each = max(1, min(max(tiles, 1), TASK_BYTES // (panel_size * 4)))
+    task_bytes = call.knobs.choose("task_kib", TASK_BYTES >> 10, (16, 32, 128, 256)) << 10
+    each = max(1, min(max(tiles, 1), task_bytes // (panel_size * 4)))
     if work >= PARALLEL_WORK and product.batch * -(-tiles // each) < TASKS:
         each = max(1, min(each, product.batch * tiles // TASKS))
     shares = -(-tiles // each)
@@ -386,7 +400,7 @@ def conv(call: KernelCall) -> Kernel:
     )  # fmt: skip
     rows = out_channels // groups
     depth = weights[1] * window.kernel[0] * window.kernel[1]
-    product = Product(images * groups, groups, rows, pixels, depth, window, choose_tile(call.target, rows, pixels))
+    product = Product(images * groups, groups, rows, pixels, depth, window, tile_of(call, rows, pixels))
     return make(call, product, False, "rows" if Finish(call).inputs > 2 else "none")
 
 
@@ -396,13 +410,13 @@ def matmul(call: KernelCall) -> Kernel:
     batch, row_batches, rows, depth, columns = (call.attrs[key] for key in ("batch", "row_batches", "m", "k", "n"))
     assert left[-1] == depth == right[-2]
     window = Window(depth, 1, columns, columns)
-    product = Product(batch, row_batches, rows, columns, depth, window, choose_tile(call.target, rows, columns))
+    product = Product(batch, row_batches, rows, columns, depth, window, tile_of(call, rows, columns))
     return make(call, product, True, "none")
 
 
 def linear(call: KernelCall) -> Kernel:
     """``FloatLinear``: rows ``[m, k]``, columns as ``lay_out`` gives them, maybe a bias (as long as they, padded)."""
     rows, depth, columns = (call.attrs[key] for key in ("m", "k", "n"))
-    tile = choose_tile(call.target, rows, columns)
+    tile = tile_of(call, rows, columns)
     product = Product(1, 1, rows, columns, depth, None, tile)
     return make(call, product, True, "columns" if Finish(call).inputs > 2 else "none")

@@ -38,6 +38,7 @@ from .product import (
     FEWEST_PIXELS,
     MOST_PIXELS,
     ROWS_BYTES,
+    TASK_PIXELS,
     TASKS,
     Gather,
     Plan,
@@ -56,6 +57,7 @@ def plan(call: KernelCall, product: Product, length: int) -> Plan:
     pixels = max(PIXELS, call.target.vector_bytes // 4) if call.epilogue.channels_first else PIXELS
     _, lanes = tiles(product.pixels, pixels)
     most = max(1, min(MOST_PIXELS, ROWS_BYTES // (2 * length)))
+    most = call.knobs.choose("pixels", most, TASK_PIXELS)
     threads = work(product) >= 1 << 20
     if threads:
         most = min(most, max(FEWEST_PIXELS, -(-product.images * product.pixels // TASKS)))

@@ -42,6 +42,8 @@ ROWS_BYTES = 16 << 10
 SMALL_WEIGHTS = 12 << 10
 """Weights of a task that stay in the first-level cache beside the rows: then its tiles are the outer loop."""
 MOST_PIXELS = 64
+TASK_PIXELS = (8, 16, 32, 64, 128)
+"""Other choices for the pixels of a task."""
 FEWEST_PIXELS = 16
 """Pixels that a task keeps when threads share the work, so that a block of weights is not read for too few."""
 TASKS = 16
@@ -145,6 +147,7 @@ def plan(call: KernelCall, product: Product, micro: micros.Micro, planes: int = 
     row_bytes = -(-size // micro.grain) * micro.grain
     _, lanes = tiles(product.pixels, pixels_of_tile(call, micro, product.pixels))
     most = min(MOST_PIXELS, ROWS_BYTES // (row_bytes * planes))
+    most = call.knobs.choose("pixels", most, TASK_PIXELS)
     threads = work(product) >= PARALLEL_WORK
     if threads:
         most = min(most, max(FEWEST_PIXELS, -(-product.images * product.pixels // TASKS)))
@@ -294,7 +297,7 @@ def make(call: KernelCall, product: Product) -> Kernel:
                 output.store(Finished(counts, at, image, pixel, block))
 
             start_block = segment * blocks + first_block
-            if cut.blocks * block_bytes <= SMALL_WEIGHTS:
+            if call.knobs.choose("tiles_first", int(cut.blocks * block_bytes <= SMALL_WEIGHTS), (0, 1)):
                 with T.serial(0, tile_count) as t:
                     pixel, at = pixels_of(t)
                     with T.serial(0, share_blocks) as b:

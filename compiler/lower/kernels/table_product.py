@@ -25,9 +25,22 @@ from tvm.tirx.script import builder as T
 
 from ..costs import Work, choose
 from ..kernel import Kernel, KernelCall
+from ..knobs import Knobs
 from .common import Expr, Flat, cast, function, intrinsic, number, outer_loop, scratch, shuffle, tile_start, tiles
 from .outputs import Finished, Output
-from .product import CHANNELS, MOST_PIXELS, TASKS, Plan, Product, class_tables, emit_rows, rows_of_task, threaded, work
+from .product import (
+    CHANNELS,
+    MOST_PIXELS,
+    TASK_PIXELS,
+    TASKS,
+    Plan,
+    Product,
+    class_tables,
+    emit_rows,
+    rows_of_task,
+    threaded,
+    work,
+)
 
 PIXELS = 4
 LANES = 32
@@ -53,9 +66,9 @@ class Groups:
     count: int
 
     @staticmethod
-    def of(channels: int) -> Groups:
+    def of(channels: int, knobs: Knobs) -> Groups:
         """Two lookups share a table's load where that wastes no whole lookup."""
-        vectors = 2 if -channels % (2 * LANES) < LANES else 1
+        vectors = knobs.choose("lookups", 2 if -channels % (2 * LANES) < LANES else 1, (1, 2))
         return Groups(vectors, math.ceil(channels / (vectors * LANES)))
 
     @property
@@ -71,8 +84,14 @@ def suits(call: KernelCall, product: Product) -> bool:
         and len(product.segments) == 1
         and product.bits < 65535
         and product.pixels > 1
-        and choose(call.target, Work(1, 1, product.bits, product.weights.shape[0], product.pixels)) == "table"
+        and call.target.arch == "x86_64"
+        and "avx2" in call.target.features
+        and bool(call.knobs.choose("table", int(_cheaper(call, product)), (0, 1)))
     )
+
+
+def _cheaper(call: KernelCall, product: Product) -> bool:
+    return choose(call.target, Work(1, 1, product.bits, product.weights.shape[0], product.pixels)) == "table"
 
 
 def lay_out(weights: np.ndarray, groups: Groups) -> np.ndarray:
@@ -87,7 +106,8 @@ def plan(call: KernelCall, product: Product, groups: Groups) -> Plan:
     row_bytes = product.weights.shape[1]
     widest = max(PIXELS, call.target.vector_bytes // 4) if call.epilogue.channels_first else PIXELS
     _, lanes = tiles(product.pixels, widest)
-    most = max(lanes, min(MOST_PIXELS, SPREAD_BYTES // (2 * row_bytes)))
+    most = call.knobs.choose("pixels", min(MOST_PIXELS, SPREAD_BYTES // (2 * row_bytes)), TASK_PIXELS)
+    most = max(lanes, most)
     if work(product) >= threaded():
         most = min(most, max(2 * lanes, -(-product.images * product.pixels // TASKS)))
     rows = rows_of_task(product.pixels, lanes, most)
@@ -163,7 +183,7 @@ def lookups(
 
 def make(call: KernelCall, product: Product) -> Kernel:
     """The kernel of a product that ``suits``, with the call's epilogue."""
-    groups = Groups.of(product.weights.shape[0])
+    groups = Groups.of(product.weights.shape[0], call.knobs)
     cut, gather = plan(call, product, groups), product.gather
     blocks = product.weights.shape[0] // CHANNELS
     each_group = groups.width // CHANNELS
