@@ -28,6 +28,8 @@ _CONTROL = 40
 _BLOCK_PRICES = (150.0, 400.0, 1500.0, 50.0, 10.0)
 """LUT4s that a block memory is worth: first what a chip has of both, then what saves the one or the other."""
 _DEEPEST_LOGIC = 64
+_FAN_OUT, _LOAD_PRICE = 512, 2
+"""Tables that one counter may address, and LUT4s that each beyond is worth: a net with more goes across the chip, slowly."""
 
 
 @dataclass(frozen=True)
@@ -427,7 +429,7 @@ def _cheapest(stages: Sequence[Stage], interval: int, block_price: float) -> lis
     for stage in stages:
         cheapest: dict[tuple[int, int], tuple[float, Fold]] = {}
         for fold, taken in _options(stage):
-            price = taken.luts + block_price * taken.blocks
+            price = taken.luts + block_price * taken.blocks + _LOAD_PRICE * max(0, _loads(stage, fold) - _FAN_OUT)
             key = widths(stage, fold)
             if taken.cycles <= interval and (key not in cheapest or price < cheapest[key][0]):
                 cheapest[key] = price, fold
@@ -441,6 +443,12 @@ def _cheapest(stages: Sequence[Stage], interval: int, block_price: float) -> lis
                     reached[wide_out] = total, [*folds, fold]
         best = reached
     return min(best.values(), key=lambda item: item[0])[1] if best else None
+
+
+def _loads(stage: Stage, fold: Fold) -> int:
+    """Tables of weights that one counter addresses."""
+    folded = isinstance(stage, Multiply) and (stage.product.rows, stage.product.columns) != (fold.pe, fold.simd)
+    return min(fold.pe, GROUP) * fold.simd if folded and fold.store == "logic" else 0
 
 
 def _converter_cycles(bits: int, before: int, behind: int) -> int:

@@ -322,6 +322,10 @@ def rom(
         return Const(words[0], width)
     word = Signal(width, reset_less=True, name=name)
     if store == "logic":
+        table = technology.table(m, address, words, width, name)
+        if table is not None:
+            m.d.sync += word.eq(table)
+            return word
         with m.Switch(address):
             for number, content in enumerate(words):
                 with m.Case(number):

@@ -78,6 +78,21 @@ class Technology:
         m.submodules[name] = Instance(kind, i_addend=addend, i_sofar=sofar, i_go_on=go_on, i_start=begin, o_total=total)
         return total
 
+    def table(self, m: Module, address: Value, words: list[int], width: int, name: str) -> Value | None:
+        """Word ``address`` of up to 16 as logic: a LUT4 a bit, written out so that synthesis does not make the bits of one
+        another and put tables behind tables. None where it is left to synthesis.
+        """
+        if self.family == "generic" or not 4 < len(words) <= 16:
+            return None
+        text = _table(words, width)
+        kind = next((kind for kind, other in self.shared.items() if other == f"module {kind}{text}"), None)
+        if kind is None:
+            kind = f"table_{sum(kind.startswith('table_') for kind in self.shared)}"
+            self.shared[kind] = f"module {kind}{text}"
+        word = Signal(width, name=f"{name}_word")
+        m.submodules[f"{name}_table"] = Instance(kind, i_address=Cat(address, Const(0, 4))[:4], o_total=word)
+        return word
+
     def place(self, m: Module, make: Callable[[], wiring.Component], name: str, kind: str) -> Any:
         """Make a component part of ``m`` as ``name``, and give the object that has its ports.
 
@@ -126,6 +141,21 @@ def _accumulator(kind: str, addend: int, width: int) -> str:
     return (
         f"module {kind}(input [{addend - 1}:0] addend, input {span} sofar, input go_on, input {span} start,\n"
         f"    output {span} total);\n" + _choice(positions, width, False, "addend + (go_on ? sofar : start)")
+    )
+
+
+def _table(words: list[int], width: int) -> str:
+    """Verilog, but for the module's name, of a table of up to 16 words: bit i of them is a LUT4, or a choice of words."""
+    inits = "".join(f"{sum((word >> i & 1) << k for k, word in enumerate(words)):04x}" for i in reversed(range(width)))
+    cases = "".join(f"    4'd{k}: word = {width}'h{word:x};\n" for k, word in enumerate(words))
+    return (
+        f"(input [3:0] address, output [{width - 1}:0] total);\n`ifdef SYNTHESIS\n"
+        f"  localparam [{16 * width - 1}:0] inits = {16 * width}'h{inits};\n  genvar i;\n"
+        f"  generate for (i = 0; i < {width}; i = i + 1) begin : bits\n"
+        "    LUT4 #(.INIT(inits[16 * i +: 16])) lut(.A(address[0]), .B(address[1]), .C(address[2]), .D(address[3]),\n"
+        "      .Z(total[i]));\n"
+        f"  end endgenerate\n`else\n  reg [{width - 1}:0] word;\n  assign total = word;\n  always @(*) case (address)\n"
+        f"{cases}    default: word = 0;\n  endcase\n`endif\nendmodule\n"
     )
 
 
