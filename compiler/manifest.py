@@ -101,7 +101,8 @@ def _fpga(design: dict[str, Any]) -> None:
         raise PackageError(f"'fpga.board' must be one of {', '.join(BOARDS)}")
     if not re.fullmatch(r"[0-9a-f]{32}", _text(design.get("design"), "fpga.design")):
         raise PackageError("'fpga.design' is not 32 hexadecimal digits")
-    for key in ("baud", "input_width", "output_width", "frame_in_bits", "frame_out_bits"):
+    _whole(design.get("baud"), "fpga.baud", 0, 1 << 32)
+    for key in ("input_width", "output_width", "frame_in_bits", "frame_out_bits"):
         _whole(design.get(key), f"fpga.{key}", 1, 1 << 32)
     for key in ("source", "result"):
         port = _mapping(design.get(key), f"fpga.{key}")

@@ -151,6 +151,7 @@ _BOARDS = {
     "ulx3s-85f": ("ULX3S (Lattice ECP5 LFE5U-85F)", "ECP5 85F"),
     "icebreaker": ("iCEBreaker (Lattice iCE40UP5K)", "iCE40 UP5K"),
     "tangnano9k": ("Tang Nano 9K (Gowin GW1NR-9C)", "GW1NR-9C"),
+    "pynq-z2": ("PYNQ-Z2 (Xilinx XC7Z020): a project for Vivado", "XC7Z020"),
 }
 BOARDS: tuple[str, ...] = tuple(_BOARDS)
 """Every FPGA board's name."""

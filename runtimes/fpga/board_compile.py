@@ -21,6 +21,8 @@ from .partition import Partition, partition
 from .units.technology import Technology
 
 PARTS = ("head", "tail")
+VIVADO = "vivado"
+"""Folder of the members that Vivado reads."""
 
 
 def estimate(packed: onnx.ModelProto, board: boards.Board, options: FpgaOptions) -> tuple[Partition, Plan]:
@@ -67,7 +69,22 @@ def compile_for_board(
             **built.manifest, "name": f"{name}_{part}", "target": cpu.name,
             "machine": {"arch": cpu.arch, "features": sorted(cpu.features)},
         }  # fmt: skip
-    return Built(members, _manifest(packed, cut, found, design, board, parts))
+    manifest = _manifest(packed, cut, found, design, board, parts)
+    if board.family == "xc7":
+        members |= _vivado(design, manifest["fpga"])
+    return Built(members, manifest)
+
+
+def _vivado(design: Design, facts: dict[str, Any]) -> dict[str, bytes]:
+    """The project for Vivado: the AXI core, its script, the driver."""
+    from .boards import pynq
+    from .emit import TOP
+    from .link.emitted import EmittedAccelerator
+
+    sizes = (design.input_width, design.output_width, design.frame_in_bits, design.frame_out_bits)
+    core = EmittedAccelerator(design.verilog, TOP, *sizes)
+    files = pynq.project(core, bytes.fromhex(facts["design"]), facts["estimate"]["clock_hz"] / 1e6)
+    return {f"{VIVADO}/{file}": text.encode() for file, text in files.items()}
 
 
 def _manifest(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from ...errors import TargetError
 from . import boards
 from .session import design_of
 
@@ -28,8 +29,16 @@ def accelerator_of(package: Package) -> EmittedAccelerator:
 
 
 def top_of(package: Package, **options: Any) -> Top:
-    """The top level for the package's board: its design, its clock, its hash. ``options``: those of ``Top``."""
+    """The top level for the package's board: its design, its clock, its hash. ``options``: those of ``Top``.
+
+    Raises ``TargetError`` for a board whose tools are the vendor's.
+    """
     facts = design_of(package)
+    if boards.get(facts["board"]).family == "xc7":
+        raise TargetError(
+            f"board '{facts['board']}' is built by Vivado, which xnorc does not run: unpack the package's folder vivado "
+            f"(unzip {package.path} 'vivado/*') and run vivado -mode batch -source build.tcl there"
+        )
     options.setdefault("hz", facts["estimate"]["clock_hz"])
     options.setdefault("baud", facts["baud"])
     return boards.top(facts["board"], accelerator_of(package), design=bytes.fromhex(facts["design"]), **options)
@@ -44,6 +53,17 @@ def with_bitstream(package: Package, built: Build) -> Package:
     members["bitstream/report.json"] = json.dumps(built.report, indent=1, sort_keys=True).encode()
     members["rtl/top.v"] = built.verilog.encode()
     return Whole.of(package.path, members, package.manifest)
+
+
+def vendor_resources(package: Package, progress: Progress | None = None) -> tuple[Package, dict[str, dict[str, int]]]:
+    """What a PYNQ-Z2's project takes, by yosys; and the package with it as the member ``vivado/resources.json``."""
+    from ...package import Package as Whole
+    from .boards import pynq
+
+    found = pynq.resources(package.member(f"vivado/{pynq.TOP}.v").decode(), progress)
+    members = {name: package.member(name) for name in package.members}
+    members["vivado/resources.json"] = json.dumps(found, indent=1, sort_keys=True).encode()
+    return Whole.of(package.path, members, package.manifest), found
 
 
 def bitstream(package: Package, progress: Progress | None = None, **options: Any) -> Build:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import types
@@ -14,9 +15,16 @@ import pytest
 pytest.importorskip("amaranth")
 
 from amaranth.sim import Simulator
+from click.testing import CliRunner
 
+import xnorc
 from tests.fpga.accelerators import Invert, Sum
+from tests.fpga.models import mlp
+from xnorc.cli import app
+from xnorc.errors import TargetError
 from xnorc.runtimes.fpga.boards import pynq
+from xnorc.runtimes.fpga.program import top_of
+from xnorc.targets import FpgaOptions
 
 HASH = bytes(range(16))
 
@@ -194,3 +202,23 @@ def test_resources_by_yosys(tmp_path: Path) -> None:
     found = pynq.resources(pynq.project(Sum(98))["xnorc_axi.v"])
     assert set(found) == set(pynq.CAPACITY)
     assert 100 < found["LUT"]["used"] < 1500 and 100 < found["FF"]["used"] < 1500 and found["BRAM"]["used"] == 0
+
+
+@pytest.mark.parametrize("mhz", [0, 80])
+def test_a_package_holds_the_project(tmp_path: Path, mhz: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.xnorc"
+    xnorc.compile(mlp((48, 16, 4)), "pynq-z2", output=path, fpga=FpgaOptions(fps=1e5, clock_hz=mhz * 1e6))
+    package = xnorc.load(path)
+    script = package.member("vivado/build.tcl").decode()
+    assert f"set clock_mhz {mhz or 100}\n" in script and package.member("vivado/driver.py")
+    core = package.member("vivado/xnorc_axi.v").decode()
+    assert "module xnorc_axi(" in core and "module accelerator(" in core
+    with pytest.raises(TargetError, match=r"built by Vivado.*vivado -mode batch -source build.tcl"):
+        top_of(package)
+    counted = {name: {"used": 7, "available": limit} for name, limit in pynq.CAPACITY.items()}
+    monkeypatch.setattr(pynq, "resources", lambda verilog, progress=None: counted)
+    done = CliRunner().invoke(app, ["bitstream", str(path)])
+    assert done.exit_code == 0 and "7 of 53200" in done.output and "vivado -mode batch" in done.output, done.output
+    assert json.loads(xnorc.load(path).member("vivado/resources.json")) == counted
+    refused = CliRunner().invoke(app, ["bitstream", str(path), "-o", str(tmp_path / "x.bit")])
+    assert refused.exit_code == 2 and "built by Vivado" in refused.output

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _FILES = {"ulx3s-85f": "ulx3s", "icebreaker": "icebreaker", "tangnano9k": "tangnano9k"}
 NAMES: tuple[str, ...] = tuple(_FILES)
 """Every board that the open tools build for."""
+_VENDORS = {"pynq-z2": "pynq"}
+"""Boards whose bitstream needs the vendor's tools: what there is for them is a project for these."""
 
 
 SLACK = 0.1
@@ -56,7 +58,7 @@ class Board:
     name: str
     description: str
     family: str
-    """``ecp5``, ``ice40`` or ``gowin``: which tools."""
+    """``ecp5``, ``ice40`` or ``gowin``: which tools; ``xc7``: the vendor's."""
     device: tuple[str, ...]
     """Options that tell nextpnr the chip, its package and speed."""
     oscillator_hz: float
@@ -88,10 +90,11 @@ class Board:
 
 def get(name: str) -> Board:
     """The board called ``name``. Raises ``TargetError`` with near names when there is none."""
-    if name in _FILES:
-        return import_module(f".{_FILES[name]}", __name__).BOARD
-    near = difflib.get_close_matches(name, NAMES, n=2, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the boards are {', '.join(NAMES)}"
+    files = {**_FILES, **_VENDORS}
+    if name in files:
+        return import_module(f".{files[name]}", __name__).BOARD
+    near = difflib.get_close_matches(name, files, n=2, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the boards are {', '.join(files)}"
     raise TargetError(f"unknown board '{name}': {hint}")
 
 

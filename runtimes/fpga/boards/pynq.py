@@ -25,12 +25,32 @@ from ..link.protocol import DESIGN_BYTES, MAGIC
 from ..link.widths import Convert
 from ..resources import KINDS, kind_of
 from ..tools import YOSYS, Progress, run
+from . import Board
 
 NAME = "pynq-z2"
 TOP = "xnorc_axi"
 CLOCK_MHZ = 100
 CAPACITY = {"LUT": 53200, "FF": 106400, "BRAM": 140, "DSP": 220}
 """Of the XC7Z020: six-input LUTs, flip-flops, blocks of 36 kbit, DSP48E1 (Xilinx DS190)."""
+BOARD = Board(
+    name=NAME,
+    description="PYNQ-Z2, Xilinx XC7Z020",
+    family="xc7",
+    device=("xc7z020clg400-1",),
+    oscillator_hz=CLOCK_MHZ * 1e6,  # the processing system makes the clock
+    clock_hz=CLOCK_MHZ * 1e6,
+    baud=0,
+    pins={},
+    capacity={
+        "LUT4": CAPACITY["LUT"],
+        "FF": CAPACITY["FF"],
+        "BRAM": 2 * CAPACITY["BRAM"],
+        "BRAM bits": 280 * 18432,
+        "DSP": 220,
+    },
+    bram=(1, 2, 4, 9, 18, 36, 18432),
+)
+"""The estimate takes a six-input LUT for one of four inputs, and each half of a block for a block of 18 kbit."""
 VERSION = 1
 WORD = 64
 """Bits of a word of either stream. An image and a result begin with a word of their own."""
@@ -173,14 +193,14 @@ class AxiCore(Elaboratable):
         return verilog_of(self, TOP, list(self.ports.values()), self.accelerator)
 
 
-def project(accelerator: Accelerator, design: bytes = bytes(DESIGN_BYTES)) -> dict[str, str]:
+def project(accelerator: Accelerator, design: bytes = bytes(DESIGN_BYTES), mhz: float = CLOCK_MHZ) -> dict[str, str]:
     """The files of a Vivado project: ``xnorc_axi.v``, ``build.tcl`` (run with ``vivado -mode batch -source``) and
     ``driver.py`` (for the board).
     """  # fmt: skip
     here = files.files(__package__)
     return {
         f"{TOP}.v": AxiCore(accelerator, design).verilog(),
-        "build.tcl": (here / "pynq_build.tcl").read_text().replace("@CLOCK_MHZ@", str(CLOCK_MHZ)),
+        "build.tcl": (here / "pynq_build.tcl").read_text().replace("@CLOCK_MHZ@", f"{mhz:g}"),
         "driver.py": (here / "pynq_driver.py").read_text(),
     }
 
