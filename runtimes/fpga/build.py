@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import TargetError, ToolError
 from . import cache
 from .boards import Board
+from .contents import outside
 from .outreg import absorb
 from .resources import modules, used
 from .tools import NEXTPNR, PACK, YOSYS, Progress, run
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _MEMORY_MHZ = 130.0
 """A block RAM of the ECP5 without its output register cannot be sure to be faster; see ``outreg``."""
 _SECONDS = 4 * 3600.0
+_SOURCE = "yosys.v"
+"""What yosys reads: ``top.v`` with its memories' contents in files."""
 _SYNTH = {"ecp5": "synth_ecp5", "ice40": "synth_ice40 -dsp", "gowin": "synth_gowin"}
 _PREPARE = {"ice40": "setattr -unset ram_style m:*; "}
 """The iCE40 has no memory of LUTs: what asks for one becomes registers."""
@@ -100,12 +103,14 @@ def build(
     if cache.find("build", name) is None:
         with cache.fresh("build", name) as folder:
             (folder / "top.v").write_text(verilog)
+            (folder / _SOURCE).write_text(outside(verilog, folder))
             (folder / f"top.{suffix}").write_text(constraints)
             _tools(board, folder, mhz, options, seed, progress, seconds, taken)
             report = {**_report(board, folder, mhz, versions), "seconds": dict(taken)}
             (folder / "report.json").write_text(json.dumps(report, indent=1))
-            for leftover in ("top.json", "routed.json", "top.config", "top.asc"):
-                (folder / leftover).unlink(missing_ok=True)
+            for leftover in (_SOURCE, "top.json", "routed.json", "top.config", "top.asc", "contents*.hex"):
+                for file in folder.glob(leftover):
+                    file.unlink()
     found = cache.find("build", name)
     assert found is not None
     report = json.loads((found / "report.json").read_text())
@@ -130,7 +135,7 @@ def _tools(
         return text
 
     synth = f"{_PREPARE.get(board.family, '')}{_SYNTH[board.family]} -top top {options}"
-    step(YOSYS, "-p", f"read_verilog top.v; {synth}; write_json top.json; tee -q -o stat.json stat -json")
+    step(YOSYS, "-p", f"read_verilog {_SOURCE}; {synth}; write_json top.json; tee -q -o stat.json stat -json")
     needs = used(json.loads((folder / "stat.json").read_text()), board.family)
     has = dict(board.capacity)
     if any(count > has.get(name, count) for name, count in needs.items()):

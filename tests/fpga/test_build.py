@@ -17,7 +17,7 @@ from amaranth.lib.wiring import In, Out
 
 from tests.fpga.accelerators import Sum
 from xnorc.errors import ToolError
-from xnorc.runtimes.fpga import boards, build, cache, resources, tools
+from xnorc.runtimes.fpga import boards, build, cache, contents, resources, tools
 
 
 def test_missing_tools_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +74,20 @@ def test_cells_are_counted_by_module() -> None:
     }
     stat = {"design": {"num_cells_by_type": {"LUT4": 10, "CCU2C": 3, "TRELLIS_DPR16X4": 1, "TRELLIS_FF": 4}}}
     assert resources.used(stat, "ecp5") == {"LUT4": 22, "FF": 4, "BRAM": 0, "DSP": 0}
+
+
+def test_contents_of_large_memories_go_to_files(tmp_path: Path) -> None:
+    words = [f"{(37 * i) % 4096:03x}" for i in range(70)]
+
+    def memory(places: range, name: str) -> str:
+        lines = "".join(f"    {name}[{place}] = 12'h{word};\n" for place, word in zip(places, words, strict=False))
+        return f"  reg [11:0] {name} [69:0];\n  initial begin\n{lines}  end\n"
+
+    small, shuffled = memory(range(5), "few"), memory(range(69, -1, -1), "backwards")
+    text = contents.outside(f"module m;\n{memory(range(70), 'table')}{small}{shuffled}endmodule\n", tmp_path)
+    head = "  reg [11:0] table [69:0];\n"
+    assert text == f'module m;\n{head}  initial $readmemh("contents0.hex", table);\n{small}{shuffled}endmodule\n'
+    assert (tmp_path / "contents0.hex").read_text().split() == words
 
 
 def test_what_does_not_fit_is_named_with_how_much() -> None:
