@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import functools
 
+from .inline import Inline, Operand, inline
+
 CHANNELS, STEP = 8, 16
 PERIOD, LATENCY = 24, 6
 
@@ -148,39 +150,16 @@ def assembly(pixels: int, join: str, steps: int) -> list[str]:
 
 
 @functools.cache
-def function(pixels: int, common: bool, steps: int) -> tuple[str, str]:
-    """The name of the function and LLVM's text of a module that holds it.
-
-    It is ``int32 f(totals, weights, rows…, offset)``: ``totals``: uint16 ``[pixels, 8]``, written; ``weights``: the block's;
-    ``rows``: where each pixel's last step lies; ``offset``: −16 · (steps − 1), int32.
-    """
-    name = f"xnorc_a53_{pixels}_{'and' if common else 'xor'}{'' if steps > 1 else '_once'}"
-    names = ["low", "high", "offset", *(f"row{p}" for p in range(pixels))]
-    first = pixels + 3  # outputs: the totals, and what is counted up
-    numbers = {name: pixels + i for i, name in enumerate(names[:3])}
-    numbers |= {name: first + i for i, name in enumerate(names[3:])}
-    text = "\\0A".join(assembly(pixels, "and" if common else "eor", steps))
-    for operand, number in sorted(numbers.items(), reverse=True):
-        text = text.replace(f"@{operand}", f"${number}")
-    written = [f"=&{{{total}}}" for total in TOTALS[:pixels]] + ["=&r"] * 3
-    used = set(WEIGHTS) | set(ROWS) | set(registers().values())
-    rules = [*written, *["r"] * pixels, *(str(numbers[name]) for name in names[:3])]
-    rules += [f"~{{{register}}}" for register in sorted(used, key=lambda r: int(r[1:]))] + ["~{cc}", "~{memory}"]
-    result = "{ " + ", ".join(["<8 x i16>"] * pixels + ["ptr", "ptr", "i64"]) + " }"
-    arguments = [*(f"ptr %row{p}" for p in range(pixels)), "ptr %weights", "ptr %high", "i64 %wide"]
-    lines = [
-        'target triple = "aarch64-linux-gnu"',
-        f"define linkonce_odr i32 @{name}(ptr %totals, ptr %weights, "
-        + "".join(f"ptr %row{p}, " for p in range(pixels))
-        + "i32 %offset) alwaysinline {",
-        "  %high = getelementptr i8, ptr %weights, i64 64",
-        "  %wide = sext i32 %offset to i64",
-        f'  %all = call {result} asm sideeffect "{text}", "{",".join(rules)}"({", ".join(arguments)})',
+def function(pixels: int, common: bool, steps: int) -> Inline:
+    """The loop over whole steps: ``weights`` are the block's, a row is where a pixel's last step lies, ``number`` is
+    −16 · (steps − 1)."""
+    operands = [
+        Operand("low", "%weights"),
+        Operand("high", "%high", line="%high = getelementptr i8, ptr %weights, i64 64"),
+        Operand("offset", "%wide", "i64", "%wide = sext i32 %number to i64"),
+        *(Operand(f"row{p}", f"%row{p}", changes=False) for p in range(pixels)),
     ]
-    for pixel in range(pixels):
-        lines += [
-            f"  %total{pixel} = extractvalue {result} %all, {pixel}",
-            f"  %place{pixel} = getelementptr i8, ptr %totals, i64 {pixel * STEP}",
-            f"  store <8 x i16> %total{pixel}, ptr %place{pixel}, align 2",
-        ]
-    return name, "\n".join([*lines, "  ret i32 0", "}", ""])
+    name = f"xnorc_a53_{pixels}_{'and' if common else 'xor'}{'' if steps > 1 else '_once'}"
+    used = sorted({*WEIGHTS, *ROWS, *registers().values()}, key=lambda register: int(register[1:]))
+    lines = assembly(pixels, "and" if common else "eor", steps)
+    return inline(name, "aarch64-linux-gnu", lines, TOTALS[:pixels], pixels, operands, used)

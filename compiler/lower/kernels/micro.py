@@ -19,7 +19,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from . import cortex_a53
+from . import cortex_a7, cortex_a53
 from .common import Expr, Flat, cast, intrinsic, number, scratch, shuffle, tree
 
 if TYPE_CHECKING:
@@ -84,7 +84,9 @@ class Micro:
     half: Callable[[Tile, Flat], None] | None
     flush: Callable[[Flat, int, str], Expr]
     whole: Callable[[Tile, Flat], None] | None = None
-    """Emits all whole steps at once, for more than one pixel and weights without masks: in place of ``step`` for each."""
+    """Emits all whole steps at once, for as many pixels as ``alone`` says and weights without masks: in place of ``step``
+    for each."""
+    alone: range = range(0)
     unrolled: int = 0
     """Up to so many steps are straight-line code: a short loop's start and end would cost more than a step."""
 
@@ -110,7 +112,7 @@ def count(micro: Micro, tile: Tile, bits: int) -> list[Expr]:
 
     rounds = -(-(tile.steps + tile.half) // micro.longest)
     if rounds <= 1:
-        if micro.whole is not None and tile.masks is None and tile.steps and len(tile.rows) > 1:
+        if micro.whole is not None and len(tile.rows) in micro.alone and tile.masks is None and tile.steps:
             micro.whole(tile, part)
             half()
             return [micro.flush(part, p, micro.total(bits)) for p in pixels]
@@ -184,25 +186,20 @@ def _half_aarch64(tile: Tile, part: Flat) -> None:
         _accumulate(part, p, _uaddlp(tree([tirx.popcount(differ(x)) for differ in pairs], _addp)))
 
 
-AARCH64 = Micro("aarch64", 4, 8, ("uint16", 8), 511, True, _step_aarch64, _half_aarch64, _flush_sums)
-
-
-# --- Cortex-A53: whole steps of up to 8 pixels in assembly of our own (``cortex_a53``), all else as above.
-
-
-def _whole_a53(tile: Tile, part: Flat) -> None:
+def _whole_aarch64(tile: Tile, part: Flat) -> None:
     last = (tile.steps - 1) * STEP
-    name, text = cortex_a53.function(len(tile.rows), tile.common, tile.steps)
-    with T.attr(tirx.const(0, "int32"), "pragma_import_llvm", text):
-        rows = [tile.source.address(row + last) for row in tile.rows]
-        T.evaluate(
-            tirx.call_extern(
-                "int32", name, part.address(0), tile.weights.address(tile.place), *rows, tirx.const(-last, "int32")
-            )
-        )
+    rows = [tile.source.address(row + last) for row in tile.rows]
+    loop = cortex_a53.function(len(rows), tile.common, tile.steps)
+    loop.call(part, tile.weights.address(tile.place), rows, -last)
 
 
-CORTEX_A53 = dataclasses.replace(AARCH64, name="cortex-a53", pixels=8, whole=_whole_a53)
+AARCH64 = Micro(
+    "aarch64", 4, 8, ("uint16", 8), 511, True, _step_aarch64, _half_aarch64, _flush_sums, _whole_aarch64, range(1, 2)
+)
+"""A pixel alone gets our own assembly: LLVM unrolls its loop until it spills."""
+
+CORTEX_A53 = dataclasses.replace(AARCH64, name="cortex-a53", pixels=8, alone=range(2, 9))
+"""Whole steps of up to 8 pixels are assembly of our own, in the order of this core; all else as above."""
 
 
 # --- 32-bit Arm: vpadd exists for 8-byte registers only. A channel's 16 counts are added to 8 (at most 16 each), then three
@@ -244,7 +241,13 @@ def _half_armv7(tile: Tile, part: Flat) -> None:
         _accumulate(part, p, cast(tree(found, _vpadd), "uint16", 8))
 
 
-ARMV7 = Micro("armv7", 2, 8, ("uint16", 8), 511, True, _step_armv7, _half_armv7, _flush_sums)
+def _whole_armv7(tile: Tile, part: Flat) -> None:
+    rows = [tile.source.address(row) for row in tile.rows]
+    cortex_a7.function(tile.common).call(part, tile.weights.address(tile.place), rows, tile.steps)
+
+
+ARMV7 = Micro("armv7", 2, 8, ("uint16", 8), 511, True, _step_armv7, _half_armv7, _flush_sums, _whole_armv7, range(2, 3))
+"""Whole steps of two pixels are assembly of our own (``cortex_a7``)."""
 
 
 # --- x86-64 with AVX2: a 32-byte register holds the same step of two channels, against a pixel's 16 bytes twice. Counts pile
