@@ -111,7 +111,10 @@ def epilogue_jobs(target: str) -> list[Job]:
         (conv_case(rng, channels=16, out=3, h=4, w=4, pad_value=1), 144),
         (conv_case(rng, channels=32, out=16, group=4), 72),
         (conv_case(rng, channels=20, out=20, group=20), 9),
+        (conv_case(rng, channels=136, out=136, group=136, h=5, w=7, kernel=(5, 3), strides=(2, 1), pad_value=-1), 15),
+        (conv_case(rng, channels=64, out=64, group=64, n=2, h=9, w=9), 9),
         (gemm_case(rng, rows=(1,), k=1024, out=10), 1024),
+        (gemm_case(rng, rows=(1,), k=712, out=88), 712),
         (gemm_case(rng, rows=(7,), k=120, out=33, holes=11), 120),
         (gemm_case(rng, rows=(3,), k=70000, out=9), 70000),
     ):
@@ -314,6 +317,28 @@ def test_random_table_products(data: st.DataObject) -> None:
         job = make_job("kernel", case, epilogue=bits_epilogue(rng, out, k) if kind else None)
     else:
         job = float_job("kernel", case, rng, "host", channels_first=kind == 2, residuals=1)
+    check(job, run_here(job))
+
+
+@given(data=st.data())
+@settings(max_examples=8, deadline=None)
+def test_random_depthwise(data: st.DataObject) -> None:
+    """Counters across channels: every number of digits, borders, tails."""
+
+    def draw(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    rng = np.random.default_rng(draw(0, 1000))
+    channels, kernel = draw(1, 300), (draw(1, 5), draw(1, 5))
+    case = conv_case(
+        rng, n=draw(1, 2), h=draw(5, 9), w=draw(5, 9), channels=channels, out=channels, group=channels, kernel=kernel,
+        strides=(draw(1, 2), draw(1, 2)), pads=tuple(draw(0, 2) for _ in range(4)), pad_value=draw(-1, 1),
+    )  # fmt: skip
+    taps = kernel[0] * kernel[1]
+    epilogue = dataclasses.replace(
+        bits_epilogue(rng, channels, taps), threshold=rng.integers(-taps - 1, taps + 3, channels).astype(np.int32)
+    )
+    job = make_job("kernel", case, epilogue=epilogue)
     check(job, run_here(job))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from ...opset import pack_bits, unpack_bits
 from ..kernel import Kernel, KernelCall
+from . import depthwise
 from .common import constant_input
 from .product import CHANNELS, Gather, Product, make
 
@@ -106,4 +107,4 @@ def binary_conv(call: KernelCall) -> Kernel:
         corrections=corrections.astype(np.int32),
         bits=every * kh * kw,
     )
-    return make(call, product)
+    return depthwise.make(call, product) if depthwise.suits(call) else make(call, product)

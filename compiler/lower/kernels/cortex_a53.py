@@ -109,57 +109,82 @@ def _fetch(pixel: int, pixels: int, offset: str) -> str:
     return f"ldr q{_row(pixel, pixels)[1:]}, [@row{pixel}, {offset}]"
 
 
-def step(pixels: int, join: str, *, last: bool) -> list[str]:
-    """One step. The last one fetches no other and ends when all its units have; before that, units end in the next step."""
-    size = PERIOD * pixels
+def step(units: int, join: str, *, last: bool, one_row: bool = False) -> list[str]:
+    """One step. The last one fetches no other and ends when all its units have; before that, units end in the next step.
+
+    Units are pixels that share weights; or (``one_row``) blocks of weights that share a pixel.
+    """
+    size = PERIOD * units
     slots: list[list[str]] = [[] for _ in range(size + (2 * PERIOD + PERIOD // 2 if last else 0))]
-    for pixel in range(pixels):
-        for moment, text in _unit(pixel, _row(pixel, pixels), join):
-            at = pixel * PERIOD + moment
+    rows = [ROWS[0] if one_row else _row(unit, units) for unit in range(units)]
+    for unit in range(units):
+        for moment, text in _unit(unit, rows[unit], join):
+            at = unit * PERIOD + moment
             slots[at if last else at % size].append(text)
     if last:  # what the units before it left
         for back in range(1, -(-max(PATTERN.values()) // PERIOD) + 1):
-            pixel = (pixels - back) % pixels
-            for moment, text in _unit(pixel, "", join):
+            for moment, text in _unit((units - back) % units, "", join):
                 if moment >= back * PERIOD:
                     slots[moment - back * PERIOD].insert(0, text)
-    for pixel in range(1, pixels):
-        slots[(pixel - 1) * PERIOD + ROW].append(_fetch(pixel, pixels, "@offset"))
+    for unit in range(1, units):
+        at = (unit - 1) * PERIOD
+        if one_row:
+            slots[at + FIRST_WEIGHTS].append(_weights(0, f"@low{unit}"))
+            slots[at + LAST_WEIGHTS].append(_weights(1, f"@high{unit}"))
+        else:
+            slots[at + ROW].append(_fetch(unit, units, "@offset"))
     if not last:
         at = size - PERIOD
-        forward = ["add @low, @low, #128", "add @high, @high, #128", f"adds @offset, @offset, #{STEP}"]
-        slots[at + FIRST_WEIGHTS] = [*slots[at + FIRST_WEIGHTS], *forward, _weights(0, "@low")]
-        slots[at + LAST_WEIGHTS].append(_weights(1, "@high"))
-        slots[at + ROW].append(_fetch(0, pixels, "@offset"))
+        forward = [
+            f"add @{end}{unit}, @{end}{unit}, #128"
+            for unit in range(units if one_row else 1)
+            for end in ("low", "high")
+        ]
+        slots[at + FIRST_WEIGHTS] += [*forward, f"adds @offset, @offset, #{STEP}", _weights(0, "@low0")]
+        slots[at + LAST_WEIGHTS].append(_weights(1, "@high0"))
+        slots[at + ROW].append(_fetch(0, units, "@offset"))
     return [line for slot in slots for line in slot]
 
 
-def assembly(pixels: int, join: str, steps: int) -> list[str]:
-    """All of it: totals of ``pixels`` rows of ``steps`` steps. Operands are called ``@low``, ``@high`` (the weights' two
-    halves), ``@offset`` (−16 · (steps − 1), counts up to zero), ``@row0`` … (each pixel's last step)."""
-    lines = [_weights(0, "@low"), _fetch(0, pixels, "@offset"), _weights(1, "@high")]
-    lines += [f"movi {total}.2d, #0" for total in TOTALS[:pixels]]
+def assembly(units: int, join: str, steps: int, one_row: bool = False) -> list[str]:
+    """All of it: totals of ``units`` over ``steps`` steps. Operands are called ``@low0``, ``@high0``, … (the two halves of
+    a block's weights), ``@offset`` (−16 · (steps − 1), counts up to zero), ``@row0`` … (each pixel's last step)."""
+    lines = [_weights(0, "@low0"), _fetch(0, units, "@offset"), _weights(1, "@high0")]
+    lines += [f"movi {total}.2d, #0" for total in TOTALS[:units]]
     # Units before the first: their results are zero.
     late = {
         registers()[read] for read, reader in readers().items() if PATTERN[read] // PERIOD != PATTERN[reader] // PERIOD
     }
     lines += [f"movi {register}.2d, #0" for register in sorted(late)]
     if steps > 1:
-        lines += ["1:", *step(pixels, join, last=False), "b.ne 1b"]
-    return lines + step(pixels, join, last=True)
+        lines += ["1:", *step(units, join, last=False, one_row=one_row), "b.ne 1b"]
+    return lines + step(units, join, last=True, one_row=one_row)
+
+
+def _function(name: str, units: int, common: bool, steps: int, one_row: bool) -> Inline:
+    def block(number: int, value: str) -> list[Operand]:
+        high = f"%high{number}"
+        line = f"{high} = getelementptr i8, ptr {value}, i64 64"
+        return [Operand(f"low{number}", value), Operand(f"high{number}", high, line=line)]
+
+    operands = [*block(0, "%weights"), Operand("offset", "%wide", "i64", "%wide = sext i32 %number to i64")]
+    if one_row:
+        operands += [operand for unit in range(1, units) for operand in block(unit, f"%row{unit}")]
+    operands += [Operand(f"row{p}", f"%row{p}", changes=False) for p in range(1 if one_row else units)]
+    name += f"_{'and' if common else 'xor'}" + ("" if steps > 1 else "_once")
+    used = sorted({*WEIGHTS, *ROWS, *registers().values()}, key=lambda register: int(register[1:]))
+    lines = assembly(units, "and" if common else "eor", steps, one_row)
+    return inline(name, "aarch64-linux-gnu", lines, TOTALS[:units], units, operands, used)
 
 
 @functools.cache
 def function(pixels: int, common: bool, steps: int) -> Inline:
     """The loop over whole steps: ``weights`` are the block's, a row is where a pixel's last step lies, ``number`` is
     −16 · (steps − 1)."""
-    operands = [
-        Operand("low", "%weights"),
-        Operand("high", "%high", line="%high = getelementptr i8, ptr %weights, i64 64"),
-        Operand("offset", "%wide", "i64", "%wide = sext i32 %number to i64"),
-        *(Operand(f"row{p}", f"%row{p}", changes=False) for p in range(pixels)),
-    ]
-    name = f"xnorc_a53_{pixels}_{'and' if common else 'xor'}{'' if steps > 1 else '_once'}"
-    used = sorted({*WEIGHTS, *ROWS, *registers().values()}, key=lambda register: int(register[1:]))
-    lines = assembly(pixels, "and" if common else "eor", steps)
-    return inline(name, "aarch64-linux-gnu", lines, TOTALS[:pixels], pixels, operands, used)
+    return _function(f"xnorc_a53_{pixels}", pixels, common, steps, False)
+
+
+@functools.cache
+def function_of_blocks(blocks: int, common: bool, steps: int) -> Inline:
+    """The same for one pixel and several blocks: row 0 is the pixel's, the others are the other blocks' weights."""
+    return _function(f"xnorc_a53_row_{blocks}", blocks, common, steps, True)

@@ -11,7 +11,7 @@ are then added to the tile's totals: one vector of 8 channels for each pixel, in
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,6 +87,9 @@ class Micro:
     """Emits all whole steps at once, for as many pixels as ``alone`` says and weights without masks: in place of ``step``
     for each."""
     alone: range = range(0)
+    blocks: int = 1
+    """How many blocks ``together`` counts at once for a pixel alone, on the same terms as ``whole``."""
+    together: Callable[[Sequence[Tile], Flat], None] | None = None
     unrolled: int = 0
     """Up to so many steps are straight-line code: a short loop's start and end would cost more than a step."""
 
@@ -146,6 +149,40 @@ def count(micro: Micro, tile: Tile, bits: int) -> list[Expr]:
     return [total.load(p * 8, 8) for p in pixels]
 
 
+class _Shifted(Flat):
+    """A part of a buffer, from an element on."""
+
+    def __init__(self, whole: Flat, start: int) -> None:
+        super().__init__(whole.buffer, whole.dtype)
+        self.start = start
+
+    def load(self, offset: Expr, lanes: int = 1, stride: int = 1) -> Expr:
+        return super().load(self.start + offset, lanes, stride)
+
+    def store(self, offset: Expr, value: Expr, lanes: int = 1, stride: int = 1) -> None:
+        super().store(self.start + offset, value, lanes, stride)
+
+
+def count_blocks(micro: Micro, tiles: Sequence[Tile], bits: int) -> list[Expr]:
+    """The same for several blocks of one pixel: a vector of 8 counts for each block."""
+    first = tiles[0]
+    if (
+        micro.together is None
+        or len(tiles) != micro.blocks
+        or first.masks is not None
+        or not 0 < first.steps < micro.longest
+    ):
+        return [counted for tile in tiles for counted in count(micro, tile, bits)]
+    dtype, lanes = micro.part
+    part = scratch(lanes * len(tiles), dtype)
+    micro.together(tiles, part)
+    if first.half:
+        assert micro.half is not None
+        for i, tile in enumerate(tiles):
+            micro.half(tile, _Shifted(part, i * lanes))
+    return [micro.flush(part, i, micro.total(bits)) for i in range(len(tiles))]
+
+
 def _accumulate(part: Flat, p: int, more: Expr) -> None:
     part.store(p * 8, part.load(p * 8, 8) + more, 8)
 
@@ -193,10 +230,20 @@ def _whole_aarch64(tile: Tile, part: Flat) -> None:
     loop.call(part, tile.weights.address(tile.place), rows, -last)
 
 
+def _together_aarch64(tiles: Sequence[Tile], part: Flat) -> None:
+    first, last = tiles[0], (tiles[0].steps - 1) * STEP
+    row = first.source.address(first.rows[0] + last)
+    others = [tile.weights.address(tile.place) for tile in tiles[1:]]
+    loop = cortex_a53.function_of_blocks(len(tiles), first.common, first.steps)
+    loop.call(part, first.weights.address(first.place), [row, *others], -last)
+
+
 AARCH64 = Micro(
-    "aarch64", 4, 8, ("uint16", 8), 511, True, _step_aarch64, _half_aarch64, _flush_sums, _whole_aarch64, range(1, 2)
-)
-"""A pixel alone gets our own assembly: LLVM unrolls its loop until it spills."""
+    "aarch64", 4, 8, ("uint16", 8), 511, True, _step_aarch64, _half_aarch64, _flush_sums, _whole_aarch64, range(1, 2),
+    4, _together_aarch64,
+)  # fmt: skip
+"""A pixel alone gets our own assembly: LLVM unrolls its loop until it spills, and short queues of instructions cannot see
+past the end of a block."""
 
 CORTEX_A53 = dataclasses.replace(AARCH64, name="cortex-a53", pixels=8, alone=range(2, 9))
 """Whole steps of up to 8 pixels are assembly of our own, in the order of this core; all else as above."""

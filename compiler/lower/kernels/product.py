@@ -296,8 +296,28 @@ def make(call: KernelCall, product: Product) -> Kernel:
                     counts += micros.count(micro, tile, product.bits)
                 output.store(Finished(counts, at, image, pixel, block))
 
+            def row_of(first_block: Expr, count: Expr, image: Expr = image, first: Expr = first) -> None:
+                """One pixel against ``count`` blocks, several at a time."""
+                pixel, at = pixels_of(0)
+                place = (image * product.pixels + pixel if cut.in_place else pixel - first) * cut.row_bytes
+
+                def some(block: Expr, together: int) -> None:
+                    tile = [
+                        micros.Tile(rows, [place], weights, masks, (block + i) * block_bytes, cut.row_bytes)
+                        for i in range(together)
+                    ]
+                    for i, counted in enumerate(micros.count_blocks(micro, tile, product.bits)):
+                        output.store(Finished([counted], at, image, pixel, block + i))
+
+                with T.serial(0, count // micro.blocks) as b:
+                    some(first_block + b * micro.blocks, micro.blocks)
+                with T.serial(0, count % micro.blocks) as b:
+                    some(first_block + (count - count % micro.blocks) + b, 1)
+
             start_block = segment * blocks + first_block
-            if call.knobs.choose("tiles_first", int(cut.blocks * block_bytes <= SMALL_WEIGHTS), (0, 1)):
+            if cut.lanes == 1 and micro.blocks > 1:
+                row_of(start_block, share_blocks)
+            elif call.knobs.choose("tiles_first", int(cut.blocks * block_bytes <= SMALL_WEIGHTS), (0, 1)):
                 with T.serial(0, tile_count) as t:
                     pixel, at = pixels_of(t)
                     with T.serial(0, share_blocks) as b:
