@@ -146,7 +146,7 @@ def _tools(
             (folder / "top.json").write_text(json.dumps(netlist))
     suffix, _ = board.constraints()
     route = [*board.device, "--json", "top.json", "--freq", f"{mhz:.6f}", "--seed", str(seed), "--timing-allow-fail"]
-    route += ["--report", "nextpnr.json", "--detailed-timing-report"]
+    route += ["--report", "nextpnr.json"]
     if board.family == "ecp5":
         route += ["--lpf", f"top.{suffix}", "--textcfg", "top.config"]
     elif board.family == "ice40":

@@ -155,12 +155,14 @@ class MatrixVector(wiring.Component):
         x, index = self._operands(m, start, last)
         results, latency = self._elements(m, x, index, start)
         done = _line(m, start & last, latency + 1, "done")[-1]
-        m.submodules.results = fifo = Fifo(len(self.output.payload), -(-(latency + 3) // self.column_folds) + 3)
+        m.submodules.results = fifo = Fifo(len(self.output.payload), -(-(latency + 4) // self.column_folds) + 3)
         m.d.comb += [fifo.input.payload.eq(results), fifo.input.valid.eq(done)]
         wiring.connect(m, wiring.flipped(self.output), fifo.output)
         # Room that no pass has claimed yet. What is tested is a cycle old: one place more makes up for it.
         room = Signal(range(fifo.depth + 1), init=fifo.depth)
-        claim, freed = start & self._first, self.output.valid & self.output.ready
+        # And what is free again is known a cycle late, so that no logic of the next unit is in front of the counter.
+        claim, freed = start & self._first, Signal()
+        m.d.sync += freed.eq(self.output.valid & self.output.ready)
         with m.If(claim & ~freed):
             m.d.sync += room.eq(room - 1)
         with m.Elif(freed & ~claim):

@@ -19,7 +19,8 @@ class Widen(wiring.Component):
         m = Module()
         kept = Signal(self.width * (self.ratio - 1), reset_less=True)
         place = Signal(range(self.ratio))
-        last, free = place == self.ratio - 1, ~self.output.valid | self.output.ready
+        # Handshakes go by registers, not by comparisons: they reach from one unit to the next within a cycle.
+        last, free = Signal(init=self.ratio == 1), ~self.output.valid | self.output.ready
         m.d.comb += self.input.ready.eq(~last | free)
         with m.If(self.output.ready):
             m.d.sync += self.output.valid.eq(0)
@@ -28,9 +29,10 @@ class Widen(wiring.Component):
             with m.If(last):
                 m.d.sync += [
                     self.output.payload.eq(Cat(kept, self.input.payload)), self.output.valid.eq(1), place.eq(0),
+                    last.eq(self.ratio == 1),
                 ]  # fmt: skip
             with m.Else():
-                m.d.sync += place.eq(place + 1)
+                m.d.sync += [place.eq(place + 1), last.eq(place == self.ratio - 2)]
         return m
 
 
@@ -45,16 +47,22 @@ class Narrow(wiring.Component):
         """See the class."""
         m = Module()
         kept = Signal(self.width * self.ratio, reset_less=True)
-        left = Signal(range(self.ratio + 1))
+        left, last = Signal(range(self.ratio + 1)), Signal()
         m.d.comb += [
             self.output.payload.eq(kept[: self.width]),
-            self.output.valid.eq(left != 0),
-            self.input.ready.eq((left == 0) | ((left == 1) & self.output.ready)),
+            self.input.ready.eq(~self.output.valid | (last & self.output.ready)),
         ]
         with m.If(self.input.valid & self.input.ready):
-            m.d.sync += [kept.eq(self.input.payload), left.eq(self.ratio)]
+            m.d.sync += [
+                kept.eq(self.input.payload), left.eq(self.ratio), last.eq(self.ratio == 1), self.output.valid.eq(1),
+            ]  # fmt: skip
         with m.Elif(self.output.valid & self.output.ready):
-            m.d.sync += [kept.eq(kept[self.width :]), left.eq(left - 1)]
+            m.d.sync += [
+                kept.eq(kept[self.width :]),
+                left.eq(left - 1),
+                last.eq(left == 2),
+                self.output.valid.eq(~last),
+            ]
         return m
 
 
