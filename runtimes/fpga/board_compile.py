@@ -29,8 +29,16 @@ def estimate(packed: onnx.ModelProto, board: boards.Board, options: FpgaOptions)
     """What would run where, and how fast. Raises ``UnsupportedError``, ``TargetError``."""
     cut = partition(packed)
     clock = options.clock_hz or board.clock_hz
-    found = plan(cut.stages, clock, dict(board.capacity), fps=options.fps, share=options.share, board=board.name)
-    return cut, compress(found) if options.mst else found
+    found = plan(
+        cut.stages,
+        clock,
+        dict(board.capacity),
+        fps=options.fps,
+        share=options.share,
+        board=board.name,
+        family=board.family,
+    )
+    return cut, compress(found, board.family) if options.mst else found
 
 
 def technology(board: boards.Board) -> Technology:

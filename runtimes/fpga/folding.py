@@ -14,6 +14,7 @@ from math import gcd
 from typing import Any
 
 from ...errors import TargetError
+from .prices import FAMILIES, Prices
 from .stages import Compare, Multiply, Pool, Slide, Stage, Weigh
 from .units.compare import Compare as CompareUnit
 from .units.matvec import GROUP, LOGIC_DEPTH, Store, weights_of
@@ -21,8 +22,6 @@ from .units.popcount import best_tree, chain_tables, weighing, width_of
 from .units.unrolled import SpanningMatrixVector, cost_of
 from .units.window import BUFFER_BITS
 
-BLOCK_WIDTH, BLOCK_DEPTH = 36, 512
-"""The widest shape of a block memory of the ECP5 (DP16KD)."""
 _CONTROL = 40
 """LUT4s of a unit's counters and handshakes, about."""
 _BLOCK_PRICES = (150.0, 400.0, 1500.0, 50.0, 10.0)
@@ -133,23 +132,24 @@ class Plan:
         }
 
 
-def cost(stage: Stage, fold: Fold) -> Cost:
-    """What ``stage`` takes when folded so."""
+def cost(stage: Stage, fold: Fold, family: str = "ecp5") -> Cost:
+    """What ``stage`` takes when folded so, on a chip of ``family``."""
+    prices = FAMILIES[family]
     if isinstance(stage, Multiply):
-        return _product_cost(stage, fold)
+        return _product_cost(stage, fold, prices)
     if isinstance(stage, Slide):
-        return _window_cost(stage, fold)
+        return _window_cost(stage, fold, prices)
     if isinstance(stage, Pool):
         words = stage.source.channels // fold.simd
         columns = stage.result.width * words
-        luts = 6 * -(-fold.simd // 4) * -(-columns // 16) + 3 * fold.simd + _CONTROL
+        luts = prices.memory(fold.simd, columns) + 3 * fold.simd + _CONTROL
         return Cost(stage.source.pixels * words, luts, 0, 2)
     if isinstance(stage, (Weigh, Compare)):
-        return _steady_cost(stage, fold)
+        return _steady_cost(stage, fold, prices)
     raise TypeError(f"no cost for {type(stage).__name__}")
 
 
-def _product_cost(stage: Multiply, fold: Fold) -> Cost:
+def _product_cost(stage: Multiply, fold: Fold, prices: Prices) -> Cost:
     product = stage.product
     rows, columns = product.rows // fold.pe, product.columns // fold.simd
     folds = rows * columns
@@ -157,17 +157,18 @@ def _product_cost(stage: Multiply, fold: Fold) -> Cost:
     weights = weights_of(product, folds)
     if fold.spanning:
         luts, delay = cost_of(product)
-        luts += 6 * -(-fold.pe * product.result_bits // 4) + _CONTROL
+        luts += prices.memory(fold.pe * product.result_bits, 16) + _CONTROL
         return Cost(stage.source.pixels, luts, 0, delay + 4, fold.pe * fold.simd)
     tree = best_tree(fold.simd, weights)
-    luts = fold.pe * (product.planes * tree.tables + _weighing_tables(fold.simd, product.planes) + chain_tables(width))
+    luts = fold.pe * (product.planes * tree.tables + _weighing_tables(fold.simd, product.planes))
+    luts += fold.pe * prices.accumulate * chain_tables(width)
     if product.masks:  # a carry that is no XNOR is a table of its own
         luts += fold.pe * product.planes * sum(size == 1 for size in tree.groups())
     blocks = 0
     if weights == "constant":
         luts += _leaf_tables(product.columns, product.rows)
     elif fold.store == "block":
-        blocks += sum(memory_blocks(size * fold.simd, folds) for size in _groups(fold.pe))
+        blocks += sum(prices.blocks(size * fold.simd, folds) for size in _groups(fold.pe))
     else:
         luts += logic_tables(fold.pe * fold.simd, folds)
     limits = 0 if product.thresholds is None else product.thresholds.size // fold.pe
@@ -175,35 +176,34 @@ def _product_cost(stage: Multiply, fold: Fold) -> Cost:
         if limits <= LOGIC_DEPTH or fold.simd < 3:
             luts += logic_tables(fold.pe * width, limits)
         else:
-            blocks += sum(memory_blocks(size * width, limits) for size in _groups(fold.pe))
+            blocks += sum(prices.blocks(size * width, limits) for size in _groups(fold.pe))
     if rows > 1 and columns > 1:  # the vector is kept in distributed memory, read beside the input
         # (and so is the next one, in front of the unit)
         bits = fold.simd * product.planes
-        luts += 2 * bits * (-(-columns // 16)) * 6 // 4 + bits
-    out = fold.pe * product.result_bits
-    luts += 6 * -(-out // 4) + _CONTROL
+        luts += 2 * prices.memory(bits, columns) + bits + prices.queue
+    luts += prices.memory(fold.pe * product.result_bits, min(16, 3 + -(-16 // columns))) + _CONTROL
     groups = 1 if weights == "constant" else -(-fold.pe // GROUP)
     delay = tree.depth + weighing(product.planes) + 4 + (fold.store == "block" and folds > 1) + groups
     return Cost(stage.source.pixels * folds, luts, blocks, delay, fold.pe * fold.simd)
 
 
-def _window_cost(stage: Slide, fold: Fold) -> Cost:
+def _window_cost(stage: Slide, fold: Fold, prices: Prices) -> Cost:
     words, width = stage.source.channels // fold.simd, fold.simd * stage.source.bits
     depth = stage.sliding.kept_rows * stage.source.width * words
-    luts, blocks = 6 * -(-width // 4) + 4 * _CONTROL, 0
+    luts, blocks = prices.memory(width, 8) + 4 * _CONTROL, 0
     if depth * width > BUFFER_BITS:
-        blocks = memory_blocks(width, depth)
+        blocks = prices.blocks(width, depth)
     else:
-        luts += 6 * -(-width // 4) * -(-depth // 16) + width
+        luts += prices.memory(width, depth) + width
     kernel = stage.sliding.kernel[0] * stage.sliding.kernel[1]
     cycles = max(stage.source.pixels * words, stage.result.pixels * kernel * words)
     return Cost(cycles, luts, blocks, 6)
 
 
-def _steady_cost(stage: Weigh | Compare, fold: Fold) -> Cost:
+def _steady_cost(stage: Weigh | Compare, fold: Fold, prices: Prices) -> Cost:
     """Units that work on each element by itself: a word a cycle, and a buffer behind them."""
     words, out = stage.result.channels // fold.simd, fold.simd * stage.result.bits
-    luts, blocks = 6 * -(-out // 4) * 2 + _CONTROL // 2, 0
+    luts, blocks = 2 * prices.memory(out, 16) + _CONTROL // 2, 0
     if isinstance(stage, Weigh):
         terms, delay = len(stage.coefficients), 1 + (len(stage.coefficients) - 1).bit_length()
         luts += fold.simd * (terms - 1) * chain_tables(stage.result.bits)
@@ -214,7 +214,7 @@ def _steady_cost(stage: Weigh | Compare, fold: Fold) -> Cost:
             stage.steps.steps * chain_tables(unit.wide) + stage.steps.bits * -(-stage.steps.steps // 3)
         )
         if unit.store == "block":
-            blocks = memory_blocks(lane * fold.simd, unit.entries)
+            blocks = prices.blocks(lane * fold.simd, unit.entries)
         else:
             luts += logic_tables(lane * fold.simd, unit.entries)
     return Cost(stage.source.pixels * words, luts, blocks, delay + 2)
@@ -241,16 +241,6 @@ def _weighing_tables(bits: int, planes: int) -> int:
             level.append((worth, most))
         totals = level + totals[len(totals) & ~1 :]
     return tables
-
-
-def memory_blocks(width: int, depth: int) -> int:
-    """Block memories of ``depth`` words of ``width`` bits."""
-    best = None
-    for wide, deep in ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)):
-        count = -(-width // wide) * -(-depth // deep)
-        best = count if best is None else min(best, count)
-    assert best is not None
-    return best
 
 
 def logic_tables(width: int, depth: int) -> int:
@@ -324,12 +314,12 @@ def divisors(number: int) -> list[int]:
 
 
 @cache
-def _options(stage: Stage) -> list[tuple[Fold, Cost]]:
+def _options(stage: Stage, family: str) -> list[tuple[Fold, Cost]]:
     """All folds of a stage."""
     found = []
     if not isinstance(stage, Multiply):
         return [
-            (fold, cost(stage, fold))
+            (fold, cost(stage, fold, family))
             for fold in (Fold(simd=simd) for simd in divisors(min(stage.source.channels, stage.result.channels)))
         ]
     for pe in divisors(stage.product.rows):
@@ -337,7 +327,7 @@ def _options(stage: Stage) -> list[tuple[Fold, Cost]]:
             folds = stage.product.rows * stage.product.columns // (pe * simd)
             for store in ("logic", "block") if folds <= _DEEPEST_LOGIC else ("block",):
                 fold = Fold(pe, simd, store)  # type: ignore[arg-type]
-                found.append((fold, cost(stage, fold)))
+                found.append((fold, cost(stage, fold, family)))
     return found
 
 
@@ -349,37 +339,39 @@ def plan(
     fps: float | None = None,
     share: float = 0.7,
     board: str = "",
+    family: str = "ecp5",
 ) -> Plan:
     """The cheapest folds that reach ``fps``; without it the fastest that fit ``share`` of the LUTs.
 
-    ``capacity``: ``LUT4`` and ``BRAM`` of the chip. Raises ``TargetError`` that names the resource when nothing fits.
+    ``capacity``: ``LUT4`` and ``BRAM`` of the chip, one of ``family``. Raises ``TargetError`` that names the resource
+    when nothing fits.
     """
     budget = int(capacity["LUT4"] * share), int(capacity["BRAM"] * 0.95)
     if fps is not None:
         wanted = int(clock_hz / fps)
-        found = _within(stages, wanted, budget) if wanted >= 1 else None
+        found = _within(stages, wanted, budget, family) if wanted >= 1 else None
         if found is None:
-            best = plan(stages, clock_hz, capacity, share=share, board=board)
+            best = plan(stages, clock_hz, capacity, share=share, board=board, family=family)
             raise TargetError(
                 f"{fps:,.0f} FPS at {clock_hz / 1e6:g} MHz need a result every {clock_hz / fps:.1f} cycles: within "
                 f"{budget[0]:,} LUT4 and {budget[1]} block memories of board '{board}' the best is "
                 f"{best.fps:,.0f} FPS (--fps {int(best.fps)}, or a higher --max-luts)"
             )
-        return _plan(stages, found, clock_hz)
-    candidates = sorted({option.cycles for stage in stages for _, option in _options(stage)})
+        return _plan(stages, found, clock_hz, family)
+    candidates = sorted({option.cycles for stage in stages for _, option in _options(stage, family)})
     low, high = 0, len(candidates) - 1
     chosen = None
     while low <= high:
         middle = (low + high) // 2
-        found = _within(stages, candidates[middle], budget)
+        found = _within(stages, candidates[middle], budget, family)
         if found is not None:
             chosen, high = found, middle - 1
         else:
             low = middle + 1
     if chosen is None:
-        least = _cheapest(stages, candidates[-1], _BLOCK_PRICES[0])
+        least = _cheapest(stages, candidates[-1], _BLOCK_PRICES[0], family)
         assert least is not None
-        small = _plan(stages, least, clock_hz)
+        small = _plan(stages, least, clock_hz, family)
         over = [
             f"{need:,} {name} of {most:,} ({100 * need / most - 100:.0f} % too many)"
             for need, name, most in ((small.luts, "LUT4", budget[0]), (small.blocks, "block memories", budget[1]))
@@ -390,45 +382,50 @@ def plan(
             f"the model does not fit board '{board}' even one product a cycle: it needs {' and '.join(over)}; "
             f"{hint}choose a larger board or a smaller model"
         )
-    return _plan(stages, chosen, clock_hz)
+    return _plan(stages, chosen, clock_hz, family)
 
 
-def compress(found: Plan) -> Plan:
+def compress(found: Plan, family: str = "ecp5") -> Plan:
     """MST-compression of the stages that are fully unrolled, where the estimate says that it takes fewer LUT4s."""
     folds = []
     for item in found.stages:
         fold = item.fold
         if isinstance(item.stage, Multiply) and SpanningMatrixVector.fits(item.stage.product, fold.pe, fold.simd):
             other = replace(fold, spanning=True)
-            fold = other if cost(item.stage, other).luts < item.cost.luts else fold
+            fold = other if cost(item.stage, other, family).luts < cost(item.stage, fold, family).luts else fold
         folds.append(fold)
-    return _plan([item.stage for item in found.stages], folds, found.clock_hz)
+    return _plan([item.stage for item in found.stages], folds, found.clock_hz, family)
 
 
-def _plan(stages: Sequence[Stage], folds: Sequence[Fold], clock_hz: float) -> Plan:
-    items = tuple(StagePlan(s, f, cost(s, f)) for s, f in zip(stages, folds, strict=True))
-    return Plan(items, clock_hz)
+def _plan(stages: Sequence[Stage], folds: Sequence[Fold], clock_hz: float, family: str) -> Plan:
+    """With each stage goes the converter in front of it."""
+    items, before = [], 0
+    for stage, fold in zip(stages, folds, strict=True):
+        taken, (wide_in, wide_out) = cost(stage, fold, family), widths(stage, fold)
+        items.append(StagePlan(stage, fold, replace(taken, luts=taken.luts + _converter_luts(before, wide_in))))
+        before = wide_out
+    return Plan(tuple(items), clock_hz)
 
 
-def _within(stages: Sequence[Stage], interval: int, budget: tuple[int, int]) -> list[Fold] | None:
+def _within(stages: Sequence[Stage], interval: int, budget: tuple[int, int], family: str) -> list[Fold] | None:
     """Folds that take at most ``interval`` cycles and fit the budget of LUT4s and block memories, or None."""
     for price in _BLOCK_PRICES:
-        found = _cheapest(stages, interval, price)
+        found = _cheapest(stages, interval, price, family)
         if found is None:
             return None
-        costs = [cost(stage, fold) for stage, fold in zip(stages, found, strict=True)]
+        costs = [cost(stage, fold, family) for stage, fold in zip(stages, found, strict=True)]
         if sum(c.luts for c in costs) <= budget[0] and sum(c.blocks for c in costs) <= budget[1]:
             return found
     return None
 
 
-def _cheapest(stages: Sequence[Stage], interval: int, block_price: float) -> list[Fold] | None:
+def _cheapest(stages: Sequence[Stage], interval: int, block_price: float, family: str) -> list[Fold] | None:
     """The cheapest folds that take at most ``interval`` cycles: dynamic programming over the widths between stages."""
     # Width of the words that come in → the cheapest way there.
     best: dict[int, tuple[float, list[Fold]]] = {0: (0.0, [])}
     for stage in stages:
         cheapest: dict[tuple[int, int], tuple[float, Fold]] = {}
-        for fold, taken in _options(stage):
+        for fold, taken in _options(stage, family):
             price = taken.luts + block_price * taken.blocks + _LOAD_PRICE * max(0, _loads(stage, fold) - _FAN_OUT)
             key = widths(stage, fold)
             if taken.cycles <= interval and (key not in cheapest or price < cheapest[key][0]):
