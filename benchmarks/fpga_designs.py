@@ -143,6 +143,7 @@ def build_whole(whole: Whole, say: Callable[[str], None]) -> dict[str, Any]:
         "blocks": inside.get("BRAM", 0), "estimated_blocks": guess["blocks"],
         "resources": report["resources"], "bitstream_bytes": report["bitstream"]["bytes"],
         "seconds": {"compile": round(compiled, 1), **built.seconds, "all": round(seconds, 1)}, "load": round(load, 1),
+        "cpu_seconds": report["cpu_seconds"],
         "critical_path": report["critical_path"],
         "needs": {"fps": whole.needs_fps, "mhz": whole.needs_mhz, "minutes": whole.needs_minutes},
     }  # fmt: skip
@@ -242,12 +243,15 @@ def render(facts: dict[str, Any]) -> str:
             logic = next(entry for key, entry in row["resources"].items() if key in _LOGIC)
             steps = row["seconds"]
             shown = " + ".join(f"{value:.0f}" for key, value in steps.items() if key != "all")
+            if spent := row.get("cpu_seconds"):
+                shown += f" ({sum(spent.values()) + steps['compile']:.0f} of the processor)"
             lines.append(
                 f"| `{name}` | {row['luts']:,}, {row['estimated_luts']:,} ({error:+.1f} %) | "
                 f"{row['blocks']}, {row['estimated_blocks']} | {logic['used']:,} of {logic['available']:,} | "
-                f"{shown} = {steps['all']:.0f} s | {row['load']} |"
+                f"{steps['all']:.0f} s: {shown} | {row['load']} |"
             )
         machine = facts["machine"]
+        lines += [f"\n`{name}`: {row['note']}" for name, row in whole.items() if "note" in row]
         lines += [
             "",
             f"Times on {machine['cores']} cores ({machine['cpu']}), which other work shared: `load` is how many processes "

@@ -190,14 +190,14 @@ def _product_cost(stage: Multiply, fold: Fold, prices: Prices) -> Cost:
 def _window_cost(stage: Slide, fold: Fold, prices: Prices) -> Cost:
     words, width = stage.source.channels // fold.simd, fold.simd * stage.source.bits
     depth = stage.sliding.kept_rows * stage.source.width * words
-    luts, blocks = prices.memory(width, 8) + 4 * _CONTROL, 0
-    if depth * width > BUFFER_BITS:
+    luts, blocks, late = prices.memory(width, 8) + 4 * _CONTROL, 0, depth * width > BUFFER_BITS
+    if late:
         blocks = prices.blocks(width, depth)
     else:
         luts += prices.memory(width, depth) + width
     kernel = stage.sliding.kernel[0] * stage.sliding.kernel[1]
     cycles = max(stage.source.pixels * words, stage.result.pixels * kernel * words)
-    return Cost(cycles, luts, blocks, 6)
+    return Cost(cycles, luts, blocks, 6 + late)
 
 
 def _steady_cost(stage: Weigh | Compare, fold: Fold, prices: Prices) -> Cost:

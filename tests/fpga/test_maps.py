@@ -20,6 +20,7 @@ SLIDINGS = [
     (Sliding(4, 4, 2, (4, 4), (1, 1)), 2, 1),
     (Sliding(7, 7, 1, (3, 3), (3, 3), (0, 1, 0, 1)), 1, 1),
     (Sliding(6, 6, 1, (1, 1), (2, 2)), 1, 1),
+    (Sliding(5, 20, 64, (3, 3), (1, 1), (1, 1, 1, 1)), 64, 1),  # in block memory
 ]
 
 
@@ -36,12 +37,13 @@ def test_windows_equal_numpy(sliding, simd, bits, gaps, refusals):
     np.testing.assert_array_equal(elements_of(got, simd * bits, 3, bits), want)
 
 
-def test_a_window_unit_gives_a_word_a_cycle():
-    sliding = Sliding(6, 6, 2, (3, 3), (1, 1), (1, 1, 1, 1))
-    x = np.random.default_rng(0).integers(0, 2, (6, 72))
-    count = 36 * 9
-    _, cycles = stream_through(Window(sliding, 2), words_of(x, 2), 6 * count)
-    assert cycles[-1] - cycles[2 * count - 1] == 4 * count
+@pytest.mark.parametrize(("size", "channels"), [(6, 2), (14, 64)])
+def test_a_window_unit_gives_a_word_a_cycle(size, channels):
+    sliding = Sliding(size, size, channels, (3, 3), (1, 1), (1, 1, 1, 1))
+    x = np.random.default_rng(0).integers(0, 2, (3, size * size * channels))
+    count = size * size * 9
+    _, cycles = stream_through(Window(sliding, channels), words_of(x, channels), 3 * count)
+    assert cycles[-1] - cycles[count - 1] == 2 * count
 
 
 @pytest.mark.parametrize(

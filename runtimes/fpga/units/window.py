@@ -155,19 +155,25 @@ class Window(wiring.Component):
                             after = _advance(m, base, drops, line, depth)
                             m.d.sync += [base.eq(after), row.eq(after)]
 
-        # Address, memory, result: a cycle each; what is on its way has room in the buffer behind.
+        # Address, memory, result: a cycle each; what is on its way has room in the buffer behind. Block memory is slow to
+        # give its data: they get a register of their own.
+        late = style == "block"
         address = Signal(range(depth), reset_less=True)
-        inside, there = Signal(2, reset_less=True), Signal(2)
+        inside, there = Signal(2 + late, reset_less=True), Signal(2 + late)
+        word: Value = read.data
+        if late:
+            word = Signal(len(read.data), reset_less=True)
+            m.d.sync += word.eq(read.data)
         m.d.sync += [
             address.eq(row + (x - left) * self.words + run),
             inside.eq(inside << 1 | (in_row & in_column)),
             there.eq(there << 1 | go),
         ]
         m.d.comb += read.addr.eq(address)
-        m.submodules.results = fifo = Fifo(len(self.output.payload), 8)
+        m.submodules.results = fifo = Fifo(len(self.output.payload), 16 if late else 8)
         m.d.comb += [
-            fifo.input.valid.eq(there[1]),
-            fifo.input.payload.eq(Mux(inside[1], read.data, Const(-shape.fill, len(read.data)))),
+            fifo.input.valid.eq(there[-1]),
+            fifo.input.payload.eq(Mux(inside[-1], word, Const(-shape.fill, len(word)))),
         ]
         wiring.connect(m, wiring.flipped(self.output), fifo.output)
         free = Signal(range(fifo.depth + 1), init=fifo.depth)
