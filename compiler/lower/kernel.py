@@ -64,6 +64,9 @@ class KernelCall:
     """Tensors that the epilogue reads besides."""
     knobs: Knobs = field(default_factory=Knobs, compare=False)
     """What the template leaves open."""
+    twin: int | None = None
+    """The extra tensor that is the operand of this layer's twin (a layer of the same weights and attributes), whose
+    accumulators the first step of the epilogue adds. Where both operands are equal, so are the accumulators."""
 
 
 @dataclass(frozen=True)

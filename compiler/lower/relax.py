@@ -75,6 +75,8 @@ class Importer:
         self.constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
         self.items: list[Item] = []
         self._labels: Counter[str] = Counter()
+        self._bare: dict[str, onnx.NodeProto] = {}
+        """Accumulators stored as float32 and nothing else done to them → their layer."""
         self.hints: dict[str, str] = {}
         """Relax variable name → tensor name."""
         self._front = onnx_frontend.ONNXGraphImporter({}, "float32", sanitize=False)
@@ -100,6 +102,7 @@ class Importer:
                 parameters.append(relax.Var(f"in{len(parameters)}", relax.TensorType(kind.shape, str(kind.dtype))))
                 self._nodes[value.name] = parameters[-1]
         groups = self._groups()
+        self._bare = {f.output: f.nodes[0] for f in groups if f.epilogue.kind == "float" and not f.epilogue.steps}
         self.layout = Layout(groups, self.types, self.constants, [out.name for out in graph.output])
         with self._bb.function("main", params=parameters):
             with self._bb.dataflow():
@@ -180,9 +183,9 @@ class Importer:
             self._nodes[name] = self._bb.emit(expr, name_hint=hint)
             self._check_type(anchor, name)
         op = "+".join([anchor.op_type, *(n.op_type for n in fused.nodes[1:] if n.op_type not in ("Cast", "Transpose"))])
-        self.items.append(
-            Item(self._label(anchor), op, [n.name for n in fused.nodes], list(outputs), count_macs(anchor, self.types))
-        )
+        # A twin's products are those of the layer before: they are the model's work once.
+        macs = 0 if self._twin(anchor, fused) else count_macs(anchor, self.types)
+        self.items.append(Item(self._label(anchor), op, [n.name for n in fused.nodes], list(outputs), macs))
 
     def _label(self, node: onnx.NodeProto) -> str:
         """A short unique name for people: the torch module that a node came from, else the original node."""
@@ -279,6 +282,18 @@ class Importer:
             return [self._bb.emit(relax.TupleGetItem(made, i)) for i in range(len(made.ty.fields))]
         return [made]
 
+    def _twin(self, node: onnx.NodeProto, fused: Fused) -> str | None:
+        """The operand of the twin of a layer (see ``KernelCall.twin``): the other plane of signs that can be zero."""
+        steps = fused.epilogue.steps
+        if node.op_type not in ("BinaryConv", "BinaryGemm") or not steps or steps[0].op != "add":
+            return None
+        if not isinstance(steps[0].p, int) or steps[0].lies is not None:
+            return None
+        other = self._bare.get(fused.extra[steps[0].p])
+        if other is None or other.op_type != node.op_type or other.input[1] != node.input[1]:
+            return None
+        return other.input[0] if list(other.attribute) == list(node.attribute) else None
+
     def _kernel(self, node: onnx.NodeProto, fused: Fused, last: bool) -> relax.Expr:
         """An ``ai.xnorc`` operator with its epilogue, by our own kernel. ``last``: its feature maps lie channels last."""
         op = REGISTRY[node.op_type]
@@ -292,6 +307,8 @@ class Importer:
             return physical(self.types[name]) if last and name in maps else self.types[name]
 
         epilogue = replace(fused.epilogue, channels_first=False) if last else fused.epilogue
+        twin = self._twin(node, fused)
+        extra = [*fused.extra, *([] if twin is None else [twin])]
         module, function = op.kernel.split(":")
         call = KernelCall(
             name=f"{self.prefix}_k{len(self.items)}_{symbol(node.op_type)}",
@@ -302,7 +319,8 @@ class Importer:
             output=kind(fused.output),
             target=self.target,
             epilogue=epilogue,
-            extra=tuple(map(kind, fused.extra)),
+            extra=tuple(map(kind, extra)),
+            twin=None if twin is None else len(fused.extra),
         )
         try:
             write = getattr(importlib.import_module(f"..lower.kernels.{module}", __package__), function)
@@ -310,7 +328,7 @@ class Importer:
             kernel = write(template.call)
         except UnsupportedError as error:
             raise UnsupportedError(node.name, node.op_type, error.reason) from error
-        places = {"input": list(node.input), "extra": fused.extra}
+        places = {"input": list(node.input), "extra": extra}
         arguments = [
             relax.const(np.ascontiguousarray(a), str(a.dtype))
             if isinstance(a, np.ndarray)

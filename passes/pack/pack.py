@@ -15,7 +15,7 @@ from ..signs.affine_signs import sinkable
 from ..signs.binary_layer import BinaryConvLayer, BinaryRowsLayer, read_layer
 from ..signs.bit_route import Route, Step
 
-TWO_PASSES = "zero can reach this sign: computed twice to stay exact; --sign-zero=+1 halves it"
+TWO_PASSES = "zero can reach this sign: exact on two planes of bits, twice where they differ; --sign-zero=+1 saves that"
 _FLOAT = 1
 """ONNX element type of float32, as Cast wants it."""
 

@@ -39,7 +39,7 @@ CHANNELS = 8
 class Finished:
     """A finished tile: ``counts[p]`` holds 8 channels of pixel ``pixel + p`` of ``image``; ``block`` counts 8 channels.
 
-    ``classes[p]`` is the pixel's border class.
+    ``classes[p]`` is the pixel's border class. ``counts`` of None: the accumulators are what the first step adds.
     """
 
     counts: list[Expr]
@@ -182,6 +182,7 @@ class Output:
             self.out.store(place, byte if flip is None else byte ^ flip)
 
     def _accumulators(self, tile: Finished) -> list[Expr]:
+        """int32, 8 channels of each pixel."""
         two = number(2, self.arithmetic, CHANNELS)
         return [
             T.Bind(
@@ -206,7 +207,8 @@ class Output:
                 self.out.store(place + first, part(acc, first, lanes), lanes)
 
     def _float(self, tile: Finished, count: int) -> None:
-        accs = self._accumulators(tile)
+        known = tile.counts[0] is None
+        accs = tile.counts if known else self._accumulators(tile)
         channel = tile.block * CHANNELS
         # NEON of 32-bit Arm flushes denormals to zero; its scalar unit does not.
         widest = 1 if self.call.target.arch == "arm" else CHANNELS
@@ -215,17 +217,20 @@ class Output:
                 row = [p * CHANNELS + c for p in range(len(accs))]
                 place = (tile.image * self.channels + channel + c) * self.pixels + tile.pixel
                 for first, lanes in pieces(len(accs), widest):
-                    value = cast(shuffle(accs, row[first : first + lanes]), "float32", lanes)
+                    value = None if known else cast(shuffle(accs, row[first : first + lanes]), "float32", lanes)
                     self._run(value, lanes, place + first, Spot(tile.image, channel + c, tile.pixel + first), True)
             return
         for p, acc in enumerate(accs):
             place = (tile.image * self.pixels + tile.pixel + p) * self.channels + channel
             for first, lanes in pieces(count, widest):
-                value = cast(part(acc, first, lanes), "float32", lanes)
+                value = None if known else cast(part(acc, first, lanes), "float32", lanes)
                 self._run(value, lanes, place + first, Spot(tile.image, channel + first, tile.pixel + p), False)
 
     def _run(self, value: Expr, lanes: int, place: Expr, spot: Spot, same_channel: bool) -> None:
-        """All steps on ``lanes`` values that are stored side by side at ``place``: the first is that of ``spot``."""
+        """All steps on ``lanes`` values that are stored side by side at ``place``: the first is that of ``spot``.
+
+        ``value`` of None: it is what the first step adds.
+        """
 
         def read(parameter: Flat | float | None, source: np.ndarray | int | None, lies: Lies | None = None) -> Expr:
             if parameter is None:
@@ -241,6 +246,8 @@ class Output:
             at = spot.channel
             return broadcast(parameter.load(at), lanes) if same_channel else parameter.load(at, lanes)
 
+        if value is None:
+            value = T.Bind(self.steps[0][1].load(place, lanes))
         for step, p, q in self.steps:
             value = T.Bind(apart(apply(step.op, value, read(p, step.p, step.lies), read(q, step.q), lanes), lanes))
         self.out.store(place, value, lanes)

@@ -35,6 +35,7 @@ from .common import (
     tiles,
 )
 from .outputs import Finished, Output
+from .twin import Twin
 
 CHANNELS = micros.CHANNELS
 ROWS_BYTES = 16 << 10
@@ -260,6 +261,7 @@ def make(call: KernelCall, product: Product) -> Kernel:
         starts = fn.constant("starts", np.array(segments, np.int32)) if len(segments) > 1 else None
         fill = None if gather.fill is None else fn.constant("fill", gather.fill)
         tables = class_tables(fn, gather, product.corrections)
+        twin = Twin(fn, product, source)
         output = Output(fn, product.corrections, product.bits, total, product.pixels)
 
         spans = product.images * cut.row_tasks
@@ -276,7 +278,6 @@ def make(call: KernelCall, product: Product) -> Kernel:
             if not cut.in_place:
                 rows = scratch(min(cut.rows, product.pixels) * cut.row_bytes, "uint8")
                 classes = None if tables is None else scratch(min(cut.rows, product.pixels), "int32")
-                emit_rows(product, cut, source, rows, fill, classes, tables, image, first, count, offset)
 
             first_block = block_task * cut.blocks
             share_blocks = cut.blocks if blocks % cut.blocks == 0 else tirx.min(cut.blocks, blocks - first_block)
@@ -286,6 +287,13 @@ def make(call: KernelCall, product: Product) -> Kernel:
                 pixel = T.Bind(tile_start(row_task * (cut.rows // cut.lanes) + t, product.pixels, cut.lanes))
                 at = [classes.load(pixel - first + p) if classes else 0 for p in range(cut.lanes)]
                 return pixel, [T.Bind(c) if classes else c for c in at]
+
+            start_block = segment * blocks + first_block
+
+            def take() -> None:
+                with T.serial(0, share_blocks) as b, T.serial(0, tile_count) as t:
+                    pixel = T.Bind(tile_start(row_task * (cut.rows // cut.lanes) + t, product.pixels, cut.lanes))
+                    output.store(Finished([None] * cut.lanes, [], image, pixel, start_block + b))
 
             def tile_of(block: Expr, pixel: Expr, at: list[Expr], image: Expr = image, first: Expr = first) -> None:
                 base = image * product.pixels + pixel if cut.in_place else pixel - first
@@ -314,18 +322,22 @@ def make(call: KernelCall, product: Product) -> Kernel:
                 with T.serial(0, count % micro.blocks) as b:
                     some(first_block + (count - count % micro.blocks) + b, 1)
 
-            start_block = segment * blocks + first_block
-            if cut.lanes == 1 and micro.blocks > 1:
-                row_of(start_block, share_blocks)
-            elif call.knobs.choose("tiles_first", int(cut.blocks * block_bytes <= SMALL_WEIGHTS), (0, 1)):
-                with T.serial(0, tile_count) as t:
-                    pixel, at = pixels_of(t)
-                    with T.serial(0, share_blocks) as b:
+            def compute() -> None:
+                if not cut.in_place:
+                    emit_rows(product, cut, source, rows, fill, classes, tables, image, first, count, offset)
+                if cut.lanes == 1 and micro.blocks > 1:
+                    row_of(start_block, share_blocks)
+                elif call.knobs.choose("tiles_first", int(cut.blocks * block_bytes <= SMALL_WEIGHTS), (0, 1)):
+                    with T.serial(0, tile_count) as t:
+                        pixel, at = pixels_of(t)
+                        with T.serial(0, share_blocks) as b:
+                            tile_of(start_block + b, pixel, at)
+                else:
+                    with T.serial(0, share_blocks) as b, T.serial(0, tile_count) as t:
+                        pixel, at = pixels_of(t)
                         tile_of(start_block + b, pixel, at)
-            else:
-                with T.serial(0, share_blocks) as b, T.serial(0, tile_count) as t:
-                    pixel, at = pixels_of(t)
-                    tile_of(start_block + b, pixel, at)
+
+            twin.either(image, first, count, take, compute)
     # Every pixel is computed once where tiles do not overlap; a residual is then read just before its sum is written.
     once = product.pixels % cut.lanes == 0
     return fn.kernel(in_place=output.residuals() if once else ())

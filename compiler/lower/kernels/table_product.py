@@ -41,6 +41,7 @@ from .product import (
     threaded,
     work,
 )
+from .twin import Twin
 
 PIXELS = 4
 LANES = 32
@@ -196,6 +197,7 @@ def make(call: KernelCall, product: Product) -> Kernel:
         table = fn.constant("tables", tables())
         fill = None if gather.fill is None else fn.constant("fill", gather.fill)
         classes_of = class_tables(fn, gather, product.corrections)
+        twin = Twin(fn, product, source)
         output = Output(fn, product.corrections, product.bits, "uint16", product.pixels)
 
         spans = product.images * cut.row_tasks
@@ -209,28 +211,47 @@ def make(call: KernelCall, product: Product) -> Kernel:
             rows = scratch(chunks * CHUNK, "uint8")
             places = scratch(2 * chunks * CHUNK, "uint8")
             classes = None if classes_of is None else scratch(most, "int32")
-            emit_rows(
-                product, cut, source, rows, fill, classes, classes_of, image, first, count, product.segments[0]
-            )  # fmt: skip
-            spread(rows, places, (count * cut.row_bytes + (CHUNK - 1)) // CHUNK)
-
             first_group = share * cut.blocks
             left = groups.count - first_group
             share_groups = cut.blocks if groups.count % cut.blocks == 0 else tirx.min(cut.blocks, left)
-            with T.serial(0, share_groups) as g, T.serial(0, tile_count) as t:
-                pixel = T.Bind(tile_start(row_task * (cut.rows // cut.lanes) + t, product.pixels, cut.lanes))
-                at = [T.Bind(classes.load(pixel - first + p)) if classes else 0 for p in range(cut.lanes)]
-                group = first_group + g
-                totals = scratch(cut.lanes * groups.width, "uint16")
-                for p in range(0, cut.lanes, PIXELS):
-                    starts = [
-                        T.Bind((pixel - first + p + i) * (2 * cut.row_bytes)) for i in range(min(PIXELS, cut.lanes - p))
-                    ]
-                    lookups(table, places, starts, weights, group * group_bytes, cut, groups, totals, p)
+
+            def start(t: Expr) -> Expr:
+                """First pixel of a tile."""
+                return T.Bind(tile_start(row_task * (cut.rows // cut.lanes) + t, product.pixels, cut.lanes))
+
+            def blocks_of(group: Expr) -> tuple[Expr, Expr]:
+                """The first block of a group, and how many there are."""
                 here = group * each_group
-                full = blocks % each_group == 0
-                with T.serial(0, each_group if full else tirx.min(each_group, blocks - here)) as b:
-                    counts = [totals.load(p * groups.width + b * CHANNELS, CHANNELS) for p in range(cut.lanes)]
-                    output.store(Finished(counts, at, image, pixel, here + b))
+                return here, each_group if blocks % each_group == 0 else tirx.min(each_group, blocks - here)
+
+            def take() -> None:
+                with T.serial(0, share_groups) as g, T.serial(0, tile_count) as t:
+                    pixel = start(t)
+                    here, extent = blocks_of(first_group + g)
+                    with T.serial(0, extent) as b:
+                        output.store(Finished([None] * cut.lanes, [], image, pixel, here + b))
+
+            def compute() -> None:
+                emit_rows(
+                    product, cut, source, rows, fill, classes, classes_of, image, first, count, product.segments[0]
+                )  # fmt: skip
+                spread(rows, places, (count * cut.row_bytes + (CHUNK - 1)) // CHUNK)
+                with T.serial(0, share_groups) as g, T.serial(0, tile_count) as t:
+                    pixel = start(t)
+                    at = [T.Bind(classes.load(pixel - first + p)) if classes else 0 for p in range(cut.lanes)]
+                    group = first_group + g
+                    totals = scratch(cut.lanes * groups.width, "uint16")
+                    for p in range(0, cut.lanes, PIXELS):
+                        starts = [
+                            T.Bind((pixel - first + p + i) * (2 * cut.row_bytes))
+                            for i in range(min(PIXELS, cut.lanes - p))
+                        ]
+                        lookups(table, places, starts, weights, group * group_bytes, cut, groups, totals, p)
+                    here, extent = blocks_of(group)
+                    with T.serial(0, extent) as b:
+                        counts = [totals.load(p * groups.width + b * CHANNELS, CHANNELS) for p in range(cut.lanes)]
+                        output.store(Finished(counts, at, image, pixel, here + b))
+
+            twin.either(image, first, count, take, compute)
     once = product.pixels % cut.lanes == 0
     return fn.kernel(in_place=output.residuals() if once else ())
