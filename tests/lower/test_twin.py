@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from xnorc import golden, targets
 from xnorc.lower.build import compile_model
@@ -15,7 +15,7 @@ from xnorc.passes import optimize
 
 from .harness import run_emulated, run_on_host
 
-ZEROS = ("none", "one", "some", "all")
+Run = Callable[[onnx.ModelProto, dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 def network(
@@ -38,54 +38,48 @@ def network(
     return prepare(model)
 
 
-def values(shape: tuple[int, ...], zeros: str, seed: int) -> np.ndarray:
+def values(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Images (or quarters of the rows) with no zero, one zero, some negative zeros, nothing but zeros."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=shape).astype(np.float32)
-    if zeros == "one":
-        x.flat[rng.integers(x.size)] = 0
-    elif zeros == "some":
-        x[rng.random(shape) < 0.1] = -0.0
-    elif zeros == "all":
-        x[:] = 0
+    _, one, some, every = np.array_split(x, 4)
+    one.flat[rng.integers(one.size)] = 0
+    some[rng.random(some.shape) < 0.1] = -0.0
+    every[:] = 0
+    assert np.count_nonzero(x) < x.size
     return x
 
 
 CASES = {
-    "3x3": ((1, 64, 13, 12), 40, 3, 1, 1, 1),
-    "many tasks": ((1, 32, 40, 40), 64, 3, 1, 1, 1),
-    "stride and odd channels": ((2, 20, 11, 9), 9, 3, 2, 1, 1),
-    "1x1": ((1, 48, 9, 8), 24, 1, 1, 0, 1),
-    "groups": ((1, 32, 8, 8), 16, 3, 1, 1, 4),
+    "3x3": ((4, 64, 13, 12), 40, 3, 1, 1, 1),
+    "many tasks": ((4, 32, 24, 24), 64, 3, 1, 1, 1),
+    "stride and odd channels": ((4, 20, 11, 9), 9, 3, 2, 1, 1),
+    "1x1": ((4, 48, 9, 8), 24, 1, 1, 0, 1),
+    "groups": ((4, 32, 8, 8), 16, 3, 1, 1, 4),
     "rows": ((40, 100), 33, 1, 1, 0, 1),
-    "one row": ((1, 256), 64, 1, 1, 0, 1),
+    "few rows": ((4, 256), 64, 1, 1, 0, 1),
 }
 
 
-def check(run, case: str, zeros: str, seed: int) -> None:  # type: ignore[no-untyped-def]
+def check(run: Run, case: str, seed: int) -> None:
     model = network(*CASES[case], seed)
-    feeds = {"x": values(CASES[case][0], zeros, seed + 1)}
-    found = run(optimize(model).model, feeds)["y"]
-    assert np.array_equal(found, golden.run(model, feeds)["y"])
+    feeds = {"x": values(CASES[case][0], seed + 1)}
+    assert np.array_equal(run(optimize(model).model, feeds)["y"], golden.run(model, feeds)["y"])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_second_step_reads_the_first_plane(case: str) -> None:
-    built = compile_model(optimize(network(*CASES[case], 0)).model, targets.get("host"), "model")
+def test_the_second_step_reads_the_first_plane() -> None:
+    built = compile_model(optimize(network(*CASES["3x3"], 0)).model, targets.get("host"), "model")
     first, second = (step for step in built.manifest["steps"] if step["op"].startswith("Binary"))
     assert first["reads"][0] in second["reads"] and first["writes"][0] in second["reads"]
     assert first["macs"] and not second["macs"]
 
 
-@pytest.mark.parametrize("zeros", ZEROS)
-@settings(max_examples=3, deadline=None)
-@given(case=st.sampled_from(sorted(CASES)), seed=st.integers(0, 2**16))
-def test_on_host(zeros: str, case: str, seed: int) -> None:
-    check(run_on_host, case, zeros, seed)
+@pytest.mark.parametrize("case", CASES)
+def test_on_host(case: str) -> None:
+    check(run_on_host, case, 3)
 
 
+@pytest.mark.parametrize("case", ["3x3", "groups", "rows"])
 @pytest.mark.parametrize("target", ["rpi4", "rpi2"])
-@pytest.mark.parametrize(
-    ("case", "zeros"), [("3x3", "none"), ("many tasks", "one"), ("rows", "some"), ("groups", "none")]
-)
-def test_on_emulated_pis(target: str, case: str, zeros: str) -> None:
-    check(lambda model, feeds: run_emulated(model, feeds, target), case, zeros, 5)
+def test_on_emulated_pis(target: str, case: str) -> None:
+    check(lambda model, feeds: run_emulated(model, feeds, target), case, 5)
