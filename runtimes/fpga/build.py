@@ -111,8 +111,8 @@ def build(
             report = {**_report(board, folder, mhz, versions), "seconds": dict(taken), "cpu_seconds": busy}
             (folder / "report.json").write_text(json.dumps(report, indent=1))
             for leftover in (_SOURCE, "top.json", "routed.json", "top.config", "top.asc", "contents*.hex"):
-                for file in folder.glob(leftover):
-                    file.unlink()
+                for unneeded in folder.glob(leftover):
+                    unneeded.unlink()
     found = cache.find("build", name)
     assert found is not None
     report = json.loads((found / "report.json").read_text())

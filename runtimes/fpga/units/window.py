@@ -160,10 +160,10 @@ class Window(wiring.Component):
         late = style == "block"
         address = Signal(range(depth), reset_less=True)
         inside, there = Signal(2 + late, reset_less=True), Signal(2 + late)
-        word: Value = read.data
+        stored: Value = read.data
         if late:
-            word = Signal(len(read.data), reset_less=True)
-            m.d.sync += word.eq(read.data)
+            stored = Signal(len(read.data), reset_less=True)
+            m.d.sync += stored.eq(read.data)
         m.d.sync += [
             address.eq(row + (x - left) * self.words + run),
             inside.eq(inside << 1 | (in_row & in_column)),
@@ -173,7 +173,7 @@ class Window(wiring.Component):
         m.submodules.results = fifo = Fifo(len(self.output.payload), 16 if late else 8)
         m.d.comb += [
             fifo.input.valid.eq(there[-1]),
-            fifo.input.payload.eq(Mux(inside[-1], word, Const(-shape.fill, len(word)))),
+            fifo.input.payload.eq(Mux(inside[-1], stored, Const(-shape.fill, len(stored)))),
         ]
         wiring.connect(m, wiring.flipped(self.output), fifo.output)
         free = Signal(range(fifo.depth + 1), init=fifo.depth)
