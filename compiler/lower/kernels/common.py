@@ -26,7 +26,9 @@ Expr = Any
 """A TIR expression, or a Python int where an index is meant."""
 
 PARALLEL_WORK = 1 << 20
-"""Bit operations (or elements) from which a kernel is worth the hand-over to the thread pool."""
+"""Bit operations from which a kernel is worth the hand-over to the thread pool."""
+PER_ELEMENT = 8
+"""Bit operations that an element of a feature map, read and written, takes as long as."""
 
 
 class Flat:

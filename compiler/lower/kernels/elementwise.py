@@ -19,6 +19,7 @@ from ...errors import UnsupportedError
 from ...opset import packed_bytes
 from ..kernel import Kernel, KernelCall
 from .common import (
+    PER_ELEMENT,
     Expr,
     bit_weights,
     broadcast,
@@ -207,12 +208,12 @@ def pack(call: KernelCall) -> Kernel:
 
         if nest.inner is None and nest.channel_stride == 1 and nest.channels % 32 == 0:
             groups = nest.channels // 32
-            with outer_loop(nest.count * groups, elements(x)) as task:
+            with outer_loop(nest.count * groups, elements(x) * PER_ELEMENT) as task:
                 real, packed = places(task // groups, nest.outer)
                 group = task % groups * 4
                 four(real + group * 8, packed + group, group)
         else:
-            walk(nest, elements(x), body)
+            walk(nest, elements(x) * PER_ELEMENT, body)
     return fn.kernel()
 
 
@@ -251,7 +252,7 @@ def unpack(call: KernelCall) -> Kernel:
                 start = tile_start(tile, size, lanes)
                 vertical(real + start, T.Bind(data.load(packed + start * step, lanes, stride=step)), count, lanes)
 
-        walk(nest, elements(call.output), body)
+        walk(nest, elements(call.output) * PER_ELEMENT, body)
     return fn.kernel()
 
 

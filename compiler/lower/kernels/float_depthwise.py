@@ -13,7 +13,19 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
-from .common import Expr, Flat, broadcast, elements, function, number, outer_loop, scratch, tile_start, tiles
+from .common import (
+    PER_ELEMENT,
+    Expr,
+    Flat,
+    broadcast,
+    elements,
+    function,
+    number,
+    outer_loop,
+    scratch,
+    tile_start,
+    tiles,
+)
 from .float_finish import Finish
 
 ROWS = 4
@@ -52,7 +64,7 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
     phase_width = out_width + (kw - 1) * dw // sw
     phase_size = plane_height * phase_width
     taps = kh * kw
-    work = elements(call.output) * taps
+    work = elements(call.output) * taps * PER_ELEMENT
 
     with function(call) as fn:
         source, kernel = fn.input(0), None if pool else fn.input(1)

@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
-from .common import Expr, Flat, elements, function, number, outer_loop, scratch, tile_start, tiles
+from .common import PER_ELEMENT, Expr, Flat, elements, function, number, outer_loop, scratch, tile_start, tiles
 from .float_finish import Finish
 
 PIXELS = 4
@@ -41,7 +41,7 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
     (dh, dw), (top, left, _, _) = call.attrs["dilations"], call.attrs["pads"]
     groups, lanes = tiles(channels, max(4, call.target.vector_bytes // 4))
     across, pixels = tiles(out_width, call.knobs.choose("pixels", PIXELS, (1, 2, 8)))
-    work = elements(call.output) * kh * kw
+    work = elements(call.output) * kh * kw * PER_ELEMENT
 
     with function(call) as fn:
         source, kernel = fn.input(0), None if pool else fn.input(1)

@@ -24,6 +24,7 @@ from ...targets import Target
 from ..kernel import Kernel, KernelCall
 from .common import (
     PARALLEL_WORK,
+    PER_ELEMENT,
     Expr,
     Flat,
     broadcast,
@@ -107,7 +108,8 @@ def choose_tile(target: Target, rows: int, columns: int) -> Tile:
         return Tile(rows, min(needed, (32 if lanes == 4 and rows == 1 else 32 * 2 // rows) // lanes), lanes)
     vectors = 4 if target.arch == "aarch64" else 2
     most = 6 if lanes == 8 else 4
-    fewest = min(range(min(most, rows), min(most, rows) // 2, -1), key=lambda size: -(-rows // size) * (size + 2))
+    # Of tiles that cost the same the smaller wastes fewer rows.
+    fewest = min(range(min(most, rows) // 2 + 1, min(most, rows) + 1), key=lambda size: -(-rows // size) * (size + 2))
     return Tile(fewest, min(vectors, needed), lanes)
 
 
@@ -321,6 +323,8 @@ def make(call: KernelCall, product: Product, rows_first: bool, bias: str) -> Ker
     tiles, rest = product.tiles, product.rest
     panel_size = product.depth * tile.columns
     work = product.batch * product.rows * product.columns * product.depth
+    if window is None and product.rows <= 2:  # each column is read from memory for a product or two
+        work *= PER_ELEMENT
     task_bytes = call.knobs.choose("task_kib", TASK_BYTES >> 10, (16, 32, 128, 256)) << 10
     each = max(1, min(max(tiles, 1), task_bytes // (panel_size * 4)))
     if work >= PARALLEL_WORK and product.batch * -(-tiles // each) < TASKS:
