@@ -24,7 +24,7 @@ lint: $(VENV)/.test-installed
 
 # mypy reads the wheel as users get it, installed in a folder of its own.
 types: $(VENV)/.test-installed
-	rm -rf build/wheel build/installed
+	rm -rf build/lib build/wheel build/installed
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed build/wheel/*.whl
 	cd build/installed && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p xnorc

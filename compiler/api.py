@@ -217,6 +217,9 @@ def estimate(
     stay on the CPU) and ``reasons``. Raises ``TargetError`` when ``target`` is no board or the model does not fit it,
     ``UnsupportedError`` when no layer can run there.
     """
+    from .runtimes.fpga.tools import require
+
+    require("amaranth")
     from .runtimes.fpga.board_compile import estimate as board_estimate
     from .runtimes.fpga.boards import get as board_of
 
@@ -251,6 +254,9 @@ def assemble(
     manifest.
     """
     if target.is_fpga:
+        from .runtimes.fpga.tools import require
+
+        require("amaranth")
         from .runtimes.fpga.board_compile import compile_for_board
         from .runtimes.fpga.boards import get as board_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import re
 import shutil
@@ -239,6 +240,25 @@ def test_libraries_are_silent_unless_debugging(tmp_path: Path) -> None:
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "(Det) cannot be lowered" in done.stderr
     done = subprocess.run([*command, "--debug"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" in done.stderr and "(Det) cannot be lowered" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("compile", "MODEL", "--target", "icebreaker", "-o", "FOLDER/net.xnorc"),
+                ("compile", "MODEL", "--target", "icebreaker", "--estimate"),
+                ("validate", "PACKAGE", "--device", "sim")],
+)  # fmt: skip
+def test_missing_fpga_tools_are_named(
+    command: tuple[str, ...], model: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "amaranth" else find(name, *rest)
+    )
+    places = {"MODEL": str(model), "PACKAGE": str(package)}
+    result = xnorc(*(places.get(word, word.replace("FOLDER", str(tmp_path))) for word in command))
+    assert result.exit_code == 2
+    assert "'amaranth', which is missing: pip install 'xnorc[fpga]'" in result.stderr
+    assert not (tmp_path / "net.xnorc").exists()
 
 
 def test_a_full_temporary_folder_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

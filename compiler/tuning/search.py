@@ -92,9 +92,7 @@ def tune(
             if layer.template.key in tuning.records.layers:
                 tuning.done.append(_known(layer, tuning.records.layers[layer.template.key]))
                 continue
-            result = _tune_layer(
-                layer, target, device, tuning.trials, lambda stage, where=where: progress(where + stage)
-            )
+            result = _tune_layer(layer, target, device, tuning.trials, _behind(where, progress))
             tuning.done.append(result)
             tuning.records.layers[layer.template.key] = LayerRecord(
                 layer.name, target.name, device.name, result.choices, result.us, result.shipped_us, result.trials
@@ -109,6 +107,11 @@ def _known(layer: Layer, record: LayerRecord) -> LayerResult:
     return LayerResult(
         layer.name, layer.op, layer.times, record.shipped_us, record.us, record.choices, 0, 0, "tuned before"
     )
+
+
+def _behind(where: str, progress: Callable[[str], None]) -> Callable[[str], None]:
+    """``progress`` of a part of the work: told behind ``where``."""
+    return lambda stage: progress(where + stage)
 
 
 def _tune_layer(layer: Layer, target: Target, device: Device, trials: int, progress: Progress) -> LayerResult:

@@ -184,8 +184,12 @@ class _Reader:
     def reshape(self) -> Layer:
         """A packed map read as one row: nothing to do, the bits come in this order already."""
         given, wanted = self.types.get(self.anchor.input[0]), self.types.get(self.anchor.output[0])
-        one = given is not None and wanted is not None and given.dtype == np.uint8
-        if not one or wanted.shape[:-1] not in ((1,), (given.shape[0], 1)):  # type: ignore[union-attr]
+        if (
+            given is None
+            or wanted is None
+            or given.dtype != np.uint8
+            or wanted.shape[:-1] not in ((1,), (given.shape[0], 1))
+        ):
             raise NotOnFpga("only packed maps are reshaped, to one row")
 
         def stages(flow: Flow | None) -> list[Stage]:

@@ -21,6 +21,13 @@ Progress = Callable[[str], None]
 """Called with a few words: what goes on now."""
 
 
+def require(*modules: str) -> None:
+    """Raise ``ToolError`` that says what to install where a Python package of the extra ``fpga`` is missing."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ToolError(f"FPGAs need the Python package '{module}', which is missing: pip install 'xnorc[fpga]'")
+
+
 @dataclass(frozen=True)
 class Tool:
     """One tool: its usual name, and where its wheel has it (distribution, module, function that takes ``argv[1:]``)."""
