@@ -37,6 +37,7 @@ class Template:
             "output": _type(call.output),
             "extra": [_type(kind) for kind in call.extra],
             "epilogue": _epilogue(call.epilogue),
+            "twin": call.twin is not None,
             "target": call.target.name,
             "features": sorted(call.target.features),
         }
