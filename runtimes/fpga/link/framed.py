@@ -143,15 +143,16 @@ class Framed(wiring.Component):
             core.output.ready.eq(relay.input.ready),
         ]
         if self._direct:
-            self._bypass(m, words.output, relay.input)
+            self._bypass(m, reset, words.output, relay.input)
         self._count(m, reset, receiver, transmitter)
         return m
 
-    def _bypass(self, m: Module, words: Any, results: Any) -> None:
-        """A way to the accelerator's streams past the link, while ``direct``."""
+    def _bypass(self, m: Module, reset: Signal, words: Any, results: Any) -> None:
+        """A way to the accelerator's streams past the link, while ``direct``. Behind the reset, which ends a cycle late,
+        it takes nothing: a word would be lost."""
         core, ports = self.accelerator, self._direct
         m.d.comb += [
-            ports["input__ready"].eq(core.input.ready),
+            ports["input__ready"].eq(core.input.ready & ~reset),
             ports["output__payload"].eq(core.output.payload),
             ports["output__valid"].eq(core.output.valid),
         ]
