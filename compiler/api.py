@@ -217,9 +217,9 @@ def estimate(
     stay on the CPU) and ``reasons``. Raises ``TargetError`` when ``target`` is no board or the model does not fit it,
     ``UnsupportedError`` when no layer can run there.
     """
-    from .runtimes.fpga.tools import require
+    from .runtimes.fpga.tools import require_amaranth
 
-    require("amaranth")
+    require_amaranth()
     from .runtimes.fpga.board_compile import estimate as board_estimate
     from .runtimes.fpga.boards import get as board_of
 
@@ -254,9 +254,9 @@ def assemble(
     manifest.
     """
     if target.is_fpga:
-        from .runtimes.fpga.tools import require
+        from .runtimes.fpga.tools import require_amaranth
 
-        require("amaranth")
+        require_amaranth()
         from .runtimes.fpga.board_compile import compile_for_board
         from .runtimes.fpga.boards import get as board_of
 

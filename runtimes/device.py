@@ -284,16 +284,13 @@ def parse_device(text: str) -> Device:
     if text == "qemu":
         return QemuDevice()
     if text in ("sim", "sim://bare", "sim://board"):
-        from .fpga.tools import require
+        from .fpga.tools import require_amaranth
 
-        require("amaranth", "verilator")
+        require_amaranth()
         from .fpga.sim import SimDevice
 
         return SimDevice(text)
     if text.startswith("serial://"):
-        from .fpga.tools import require
-
-        require("amaranth", "serial")
         from .fpga.serial import parse
 
         return parse(text)

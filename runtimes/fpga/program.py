@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 def accelerator_of(package: Package) -> EmittedAccelerator:
     """The package's Verilog as a component. Raises ``DeviceError`` when there is none."""
     from ...package import RTL
+    from .tools import require_amaranth
+
+    require_amaranth()
     from .emit import TOP
     from .link.emitted import EmittedAccelerator
 

@@ -21,11 +21,10 @@ Progress = Callable[[str], None]
 """Called with a few words: what goes on now."""
 
 
-def require(*modules: str) -> None:
-    """Raise ``ToolError`` that says what to install where a Python package of the extra ``fpga`` is missing."""
-    for module in modules:
-        if importlib.util.find_spec(module) is None:
-            raise ToolError(f"FPGAs need the Python package '{module}', which is missing: pip install 'xnorc[fpga]'")
+def require_amaranth() -> None:
+    """Raise ``ToolError`` that says what to install where designs cannot be made or read: before modules that import it."""
+    if importlib.util.find_spec("amaranth") is None:
+        raise ToolError("FPGAs need the Python package 'amaranth', which is missing: pip install 'xnorc[fpga]'")
 
 
 @dataclass(frozen=True)
