@@ -282,9 +282,13 @@ def make(call: KernelCall, product: Product) -> Kernel:
             first_block = block_task * cut.blocks
             share_blocks = cut.blocks if blocks % cut.blocks == 0 else tirx.min(cut.blocks, blocks - first_block)
 
-            def pixels_of(t: Expr, first: Expr = first, row_task: Expr = row_task) -> tuple[Expr, list[Expr]]:
+            def start(t: Expr, row_task: Expr = row_task) -> Expr:
+                """First pixel of a tile."""
+                return T.Bind(tile_start(row_task * (cut.rows // cut.lanes) + t, product.pixels, cut.lanes))
+
+            def pixels_of(t: Expr, first: Expr = first) -> tuple[Expr, list[Expr]]:
                 """First pixel of a tile, and the classes of its pixels."""
-                pixel = T.Bind(tile_start(row_task * (cut.rows // cut.lanes) + t, product.pixels, cut.lanes))
+                pixel = start(t)
                 at = [classes.load(pixel - first + p) if classes else 0 for p in range(cut.lanes)]
                 return pixel, [T.Bind(c) if classes else c for c in at]
 
@@ -292,8 +296,7 @@ def make(call: KernelCall, product: Product) -> Kernel:
 
             def take() -> None:
                 with T.serial(0, share_blocks) as b, T.serial(0, tile_count) as t:
-                    pixel = T.Bind(tile_start(row_task * (cut.rows // cut.lanes) + t, product.pixels, cut.lanes))
-                    output.store(Finished([None] * cut.lanes, [], image, pixel, start_block + b))
+                    output.store(Finished([None] * cut.lanes, [], image, start(t), start_block + b))
 
             def tile_of(block: Expr, pixel: Expr, at: list[Expr], image: Expr = image, first: Expr = first) -> None:
                 base = image * product.pixels + pixel if cut.in_place else pixel - first
