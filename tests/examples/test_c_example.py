@@ -11,6 +11,7 @@ import pytest
 
 import xnorc
 from xnorc import golden, targets
+from xnorc.lower import link
 from xnorc.runtimes.qemu import find_qemu
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -34,7 +35,17 @@ def test_c_program_links_the_library_and_gives_the_models_answer(target, image, 
         (tmp_path / member).write_bytes(package.member(f"lib/{member}"))
     chosen = targets.get(target)
     source, program = str(EXAMPLES / "c" / "main.c"), str(tmp_path / "classify")
-    build = ["cc", "-target", chosen.static_triple, "-static", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{tmp_path}"]
+    build = [
+        "cc",
+        "-target",
+        chosen.static_triple,
+        "-static",
+        *link.FLAGS,
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        f"-I{tmp_path}",
+    ]
     build += [source, str(tmp_path / "libmnist.a"), "-o", program, "-lm", "-lpthread"]
     subprocess.run([sys.executable, "-m", "ziglang", *build], check=True)
     image.tofile(tmp_path / "image.bin")

@@ -17,6 +17,7 @@ import pytest
 
 from tests.opset.cases import Case
 from xnorc import targets
+from xnorc.lower import link
 from xnorc.lower.kernel import Epilogue, EpilogueStep, Kernel, KernelCall
 from xnorc.opset import REGISTRY, TensorType, operand_lies, pack_bits
 
@@ -228,7 +229,7 @@ def run_emulated(jobs: Sequence[Job], folder: Path) -> list[np.ndarray]:
         give = f"give(a[{len(sizes) - 1}], {sizes[-1]});"
         body.append(f"  {{ void *a[] = {{{takes}}}; if ({job.call.name}({calls})) return 5; {give} }}")
     (folder / "main.c").write_text("\n".join([*lines, "int main(void) {", *body, "  return 0;", "}"]) + "\n")
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", target.static_triple, "-O2",
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", target.static_triple, *link.FLAGS,
                "-w", "-static", "-o", "run", "main.c", "kernels.o"]  # fmt: skip
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
     request = b"".join(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from xnorc import targets
+from xnorc.lower import link
 
 RUNTIME = Path(__file__).resolve().parents[2] / "runtimes" / "c"
 MODEL = Path(__file__).with_name("fake_model.c")
@@ -24,7 +25,7 @@ WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werr
 
 
 def cc(*arguments: str | Path) -> None:
-    command = [sys.executable, "-m", "ziglang", "cc", "-std=c11", "-O2", f"-I{RUNTIME}", *map(str, arguments)]
+    command = [sys.executable, "-m", "ziglang", "cc", *link.FLAGS, f"-I{RUNTIME}", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
