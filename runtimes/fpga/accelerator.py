@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from amaranth.hdl import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .folding import Fold
-from .stages import Compare, Multiply, Pool, Slide, Stage, Weigh
-from .units import compare, weigh
+from .branches import shelves
+from .costs import Fold
+from .stages import Compare, Join, Multiply, Pool, Rescale, Slide, Stage, Weigh, sources_of
+from .units import branch, compare, rescale, weigh
+from .units.branch import Fork, Shelf
 from .units.fifo import Fifo
 from .units.matvec import MatrixVector
 from .units.pool import MaxPool
 from .units.technology import Technology
 from .units.unrolled import SpanningMatrixVector
 from .units.width import converters
-from .units.window import Window
+from .units.window import BUFFER_BITS, Window
 
 
 class Accelerator(wiring.Component):
@@ -32,34 +35,64 @@ class Accelerator(wiring.Component):
         self.technology = technology or Technology()
         self.stages, self.folds = list(stages), list(folds)
         self.units: list[tuple[str, wiring.Component]] = []
-        for stage, fold in zip(stages, folds, strict=True):
-            unit = make_unit(stage, fold, self.technology)
-            if self.units:
-                between = converters(_width(self.units[-1][1].output), _width(unit.input))
-                for number, converter in enumerate(between):
-                    self.units.append((f"{stage.name}_width{number}", converter))
-            if self.units and (depth := waiting(stage, fold)):
-                self.units.append((f"{stage.name}_fifo", Fifo(_width(unit.input), depth)))
-            self.units.append((stage.name, unit))
+        self._wires: list[tuple[Any, Any]] = []
+        made = [make_unit(stage, fold, self.technology) for stage, fold in zip(stages, folds, strict=True)]
+        sources, waits = sources_of(stages), shelves(stages, [fold.simd for fold in folds])
+        readers = [(n, port) for n, those in enumerate(sources) for port, source in enumerate(those) if source == -1]
+        first = made[readers[0][0]]
         self.frame_in_bits, self.frame_out_bits = stages[0].source.frame_bits, stages[-1].result.frame_bits
-        self.input_width, self.output_width = _width(self.units[0][1].input), _width(self.units[-1][1].output)
+        self.input_width, self.output_width = _width(first.input), _width(made[-1].output)
         super().__init__(
             {
                 "input": In(stream.Signature(self.input_width)),
                 "output": Out(stream.Signature(self.output_width)),
             }
         )
+        taps = {-1: self._taps("input", wiring.flipped(self.input), self.input_width, len(readers))}
+        for number, (stage, fold, unit) in enumerate(zip(stages, folds, made, strict=True)):
+            for port, source in enumerate(sources[number]):
+                wanted = unit.other if port else unit.input
+                name = f"{stage.name}_other" if port else stage.name
+                tail, width = taps[source].pop(0)
+                between = converters(width, _width(wanted))
+                for index, converter in enumerate(between):
+                    tail = self._behind(tail, f"{name}_width{index}", converter)
+                depth = waits.get((number, port)) or (waiting(stage, fold) if source >= 0 else 0)
+                if depth:
+                    tail = self._behind(tail, f"{name}_fifo", buffer(_width(wanted), depth))
+                self._wires.append((tail, wanted))
+            self.units.append((stage.name, unit))
+            count = sum(those.count(number) for those in sources)
+            taps[number] = self._taps(stage.name, unit.output, _width(unit.output), count)
+        self._wires.append((made[-1].output, None))
+
+    def _behind(self, tail: Any, name: str, unit: Any) -> Any:
+        self._wires.append((tail, unit.input))
+        self.units.append((name, unit))
+        return unit.output
+
+    def _taps(self, name: str, tail: Any, width: int, count: int) -> list[tuple[Any, int]]:
+        """A stream for each of ``count`` readers."""
+        if count < 2:
+            return [(tail, width)]
+        fork = Fork(width, count)
+        self._wires.append((tail, fork.input))
+        self.units.append((f"{name}_fork", fork))
+        return [(getattr(fork, f"output_{number}"), width) for number in range(count)]
 
     def elaborate(self, platform: object) -> Module:
         """See the class."""
         m = Module()
-        before = wiring.flipped(self.input)
         for name, unit in self.units:
             m.submodules[name] = unit
-            wiring.connect(m, before, unit.input)
-            before = unit.output
-        wiring.connect(m, before, wiring.flipped(self.output))
+        for tail, port in self._wires:
+            wiring.connect(m, tail, wiring.flipped(self.output) if port is None else port)
         return m
+
+
+def buffer(width: int, depth: int) -> wiring.Component:
+    """A buffer in distributed memory, or in block memory where it is large."""
+    return Shelf(width, depth) if width * depth > BUFFER_BITS else Fifo(width, depth)
 
 
 def make_unit(stage: Stage, fold: Fold, technology: Technology) -> wiring.Component:
@@ -76,6 +109,12 @@ def make_unit(stage: Stage, fold: Fold, technology: Technology) -> wiring.Compon
         return weigh.Weigh(stage.coefficients, stage.most, fold.simd)
     if isinstance(stage, Compare):
         return compare.Compare(stage.steps, stage.source.bits, stage.source.signed, fold.simd, technology)
+    if isinstance(stage, Rescale):
+        return rescale.Rescale(stage.scaling, stage.source.bits, stage.source.signed, fold.simd, technology)
+    if isinstance(stage, Join):
+        left, right = stage.source, stage.other
+        sizes, factors = ((left.bits, left.signed), (right.bits, right.signed)), (left.step, right.step)
+        return branch.Join(sizes, factors, stage.result.bits, fold.simd)
     raise TypeError(f"no unit for {type(stage).__name__}")
 
 

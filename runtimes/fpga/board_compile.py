@@ -156,13 +156,22 @@ def _manifest(
             "output_width": design.output_width,
             "frame_in_bits": design.frame_in_bits,
             "frame_out_bits": design.frame_out_bits,
-            "source": {"tensor": cut.source, "pixels": first.pixels, "channels": first.channels, "bits": first.bits},
+            "source": {
+                "tensor": cut.source, "pixels": first.pixels, "channels": first.channels, "bits": first.bits,
+                "kind": "bits" if _is_packed(packed, cut.source) else "integers",
+            },
             "result": {
                 "tensor": cut.result, "pixels": last.pixels, "channels": last.channels, "bits": last.bits,
-                **cut.layers[-1].meaning,
+                "dtype": str(types[cut.result].dtype), **cut.layers[-1].meaning,
             },
             "estimate": found.to_dict(),
             "reasons": cut.reasons,
             **parts,
         },
     }  # fmt: skip
+
+
+def _is_packed(packed: onnx.ModelProto, tensor: str) -> bool:
+    """Whether bits lie side by side in a tensor, in planes; else its elements are integers of a byte."""
+    anchors = {"BinaryConv", "BinaryGemm", "BitSerialConv", "BitSerialGemm"}
+    return any(tensor in node.input[:1] and node.op_type in anchors for node in packed.graph.node)

@@ -1,55 +1,27 @@
-"""How parallel each stage is: rows and columns a cycle, what that costs, and the search for the cheapest that is fast enough.
-
-Counts are LUT4s (a carry cell of the ECP5 counts as the two that it takes), block memories of 18 kbit, cycles. What a unit
-takes is a sum over its parts: trees and accumulators exactly as they are built, weights in block memory or as tables of
-logic, and a share for control that was fitted to what yosys reports (the tests compare).
-"""
+"""How parallel each stage is: rows and columns a cycle, and the search for the cheapest folds that are fast enough."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from math import gcd
 from typing import Any
 
 from ...errors import TargetError
-from .prices import FAMILIES, Prices
-from .stages import Compare, Multiply, Pool, Slide, Stage, Weigh
-from .units.compare import Compare as CompareUnit
-from .units.matvec import GROUP, LOGIC_DEPTH, Store, weights_of
-from .units.popcount import best_tree, chain_tables, weighing, width_of
-from .units.unrolled import SpanningMatrixVector, cost_of
+from .branches import is_chain, shelves
+from .costs import CONTROL, Fold, converter_cycles, converter_luts, cost, width_in, widths
+from .elementwise import Elementwise
+from .prices import FAMILIES, Cost
+from .stages import Multiply, Pool, Slide, Stage, sources_of
+from .units.matvec import GROUP
+from .units.unrolled import SpanningMatrixVector
 from .units.window import BUFFER_BITS
 
-_CONTROL = 40
-"""LUT4s of a unit's counters and handshakes, about."""
 _BLOCK_PRICES = (150.0, 400.0, 1500.0, 50.0, 10.0)
 """LUT4s that a block memory is worth: first what a chip has of both, then what saves the one or the other."""
 _DEEPEST_LOGIC = 64
 _FAN_OUT, _LOAD_PRICE = 512, 2
 """Tables that one counter may address, and LUT4s that each beyond is worth: a net with more goes across the chip, slowly."""
-
-
-@dataclass(frozen=True)
-class Fold:
-    """``pe`` rows × ``simd`` columns a cycle, weights in ``store``; ``spanning``: rows counted from one another."""
-
-    pe: int = 1
-    simd: int = 1
-    store: Store = "block"
-    spanning: bool = False
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one stage takes. ``cycles``: between images; ``delay``: from its first word to its first result, more than that."""
-
-    cycles: int
-    luts: int
-    blocks: int
-    delay: int
-    macs_per_cycle: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +67,11 @@ class Plan:
         return sum(item.cost.blocks for item in self.stages)
 
     @property
+    def multipliers(self) -> int:
+        """The chip's own multipliers, of all stages."""
+        return sum(item.cost.multipliers for item in self.stages)
+
+    @property
     def fps(self) -> float:
         """Images a second."""
         return self.clock_hz / self.interval
@@ -113,6 +90,7 @@ class Plan:
             "fps": self.fps,
             "luts": self.luts,
             "blocks": self.blocks,
+            "multipliers": self.multipliers,
             "stages": [
                 {
                     "name": item.stage.name,
@@ -124,6 +102,7 @@ class Plan:
                     "cycles": item.cost.cycles,
                     "luts": item.cost.luts,
                     "blocks": item.cost.blocks,
+                    "multipliers": item.cost.multipliers,
                     "macs_per_cycle": item.cost.macs_per_cycle,
                     "fps": self.clock_hz / item.cost.cycles,
                 }
@@ -132,144 +111,25 @@ class Plan:
         }
 
 
-def cost(stage: Stage, fold: Fold, family: str = "ecp5") -> Cost:
-    """What ``stage`` takes when folded so, on a chip of ``family``."""
-    prices = FAMILIES[family]
-    if isinstance(stage, Multiply):
-        return _product_cost(stage, fold, prices)
-    if isinstance(stage, Slide):
-        return _window_cost(stage, fold, prices)
-    if isinstance(stage, Pool):
-        words = stage.source.channels // fold.simd
-        columns = stage.result.width * words
-        luts = prices.memory(fold.simd, columns) + 3 * fold.simd + _CONTROL
-        return Cost(stage.source.pixels * words, luts, 0, 2)
-    if isinstance(stage, (Weigh, Compare)):
-        return _steady_cost(stage, fold, prices)
-    raise TypeError(f"no cost for {type(stage).__name__}")
-
-
-def _product_cost(stage: Multiply, fold: Fold, prices: Prices) -> Cost:
-    product = stage.product
-    rows, columns = product.rows // fold.pe, product.columns // fold.simd
-    folds = rows * columns
-    width = width_of(product.most) + (product.thresholds is not None)
-    weights = weights_of(product, folds)
-    if fold.spanning:
-        luts, delay = cost_of(product)
-        luts += prices.memory(fold.pe * product.result_bits, 16) + _CONTROL
-        return Cost(stage.source.pixels, luts, 0, delay + 4, fold.pe * fold.simd)
-    tree = best_tree(fold.simd, weights)
-    luts = fold.pe * (product.planes * tree.tables + _weighing_tables(fold.simd, product.planes))
-    luts += fold.pe * prices.accumulate * chain_tables(width)
-    if product.masks:  # a carry that is no XNOR is a table of its own
-        luts += fold.pe * product.planes * sum(size == 1 for size in tree.groups())
-    blocks = 0
-    if weights == "constant":
-        luts += _leaf_tables(product.columns, product.rows)
-    elif fold.store == "block":
-        blocks += sum(prices.blocks(size * fold.simd, folds) for size in _groups(fold.pe))
-    else:
-        luts += logic_tables(fold.pe * fold.simd, folds)
-    limits = 0 if product.thresholds is None else product.thresholds.size // fold.pe
-    if limits > 1:
-        if limits <= LOGIC_DEPTH or fold.simd < 3:
-            luts += logic_tables(fold.pe * width, limits)
-        else:
-            blocks += sum(prices.blocks(size * width, limits) for size in _groups(fold.pe))
-    if rows > 1 and columns > 1:  # the vector is kept in distributed memory, read beside the input
-        # (and so is the next one, in front of the unit)
-        bits = fold.simd * product.planes
-        luts += 2 * prices.memory(bits, columns) + bits + prices.queue
-    luts += prices.memory(fold.pe * product.result_bits, min(16, 3 + -(-16 // columns))) + _CONTROL
-    groups = 1 if weights == "constant" else -(-fold.pe // GROUP)
-    delay = tree.depth + weighing(product.planes) + 4 + (fold.store == "block" and folds > 1) + groups
-    return Cost(stage.source.pixels * folds, luts, blocks, delay, fold.pe * fold.simd)
-
-
-def _window_cost(stage: Slide, fold: Fold, prices: Prices) -> Cost:
-    words, width = stage.source.channels // fold.simd, fold.simd * stage.source.bits
-    depth = stage.sliding.kept_rows * stage.source.width * words
-    luts, blocks, late = prices.memory(width, 8) + 4 * _CONTROL, 0, depth * width > BUFFER_BITS
-    if late:
-        blocks = prices.blocks(width, depth)
-    else:
-        luts += prices.memory(width, depth) + width
-    kernel = stage.sliding.kernel[0] * stage.sliding.kernel[1]
-    cycles = max(stage.source.pixels * words, stage.result.pixels * kernel * words)
-    return Cost(cycles, luts, blocks, 6 + late)
-
-
-def _steady_cost(stage: Weigh | Compare, fold: Fold, prices: Prices) -> Cost:
-    """Units that work on each element by itself: a word a cycle, and a buffer behind them."""
-    words, out = stage.result.channels // fold.simd, fold.simd * stage.result.bits
-    luts, blocks = 2 * prices.memory(out, 16) + _CONTROL // 2, 0
-    if isinstance(stage, Weigh):
-        terms, delay = len(stage.coefficients), 1 + (len(stage.coefficients) - 1).bit_length()
-        luts += fold.simd * (terms - 1) * chain_tables(stage.result.bits)
-    else:
-        unit = CompareUnit(stage.steps, stage.source.bits, stage.source.signed, fold.simd)
-        delay, lane = unit.latency, unit.wide * stage.steps.steps + 1
-        luts += fold.simd * (
-            stage.steps.steps * chain_tables(unit.wide) + stage.steps.bits * -(-stage.steps.steps // 3)
-        )
-        if unit.store == "block":
-            blocks = prices.blocks(lane * fold.simd, unit.entries)
-        else:
-            luts += logic_tables(lane * fold.simd, unit.entries)
-    return Cost(stage.source.pixels * words, luts, blocks, delay + 2)
-
-
-def _leaf_tables(columns: int, rows: int) -> int:
-    """Tables that all rows of constant weights share: for three columns two sums and up to eight carries."""
-    return -(-columns // 3) * (2 + min(8, rows))
-
-
-def _groups(elements: int) -> list[int]:
-    """Sizes of the groups of processing elements, each with a memory of its own."""
-    return [min(GROUP, elements - start) for start in range(0, elements, GROUP)]
-
-
-def _weighing_tables(bits: int, planes: int) -> int:
-    """LUT4s that add the sums of planes, as ``ProcessingElement`` pairs them."""
-    tables, totals = 0, [(plane, bits) for plane in range(planes)]
-    while len(totals) > 1:
-        level = []
-        for (worth, low), (above, high) in zip(totals[::2], totals[1::2], strict=False):
-            most = low + (high << (above - worth))
-            tables += chain_tables(width_of(most) - (above - worth))
-            level.append((worth, most))
-        totals = level + totals[len(totals) & ~1 :]
-    return tables
-
-
-def logic_tables(width: int, depth: int) -> int:
-    """LUT4s of a table of ``depth`` words of ``width`` constant bits: one for each 16 words, and what chooses between them."""
-    if depth <= 2:
-        return 0
-    groups = -(-depth // 16)
-    return width * (groups + (groups > 1) * (groups - 1)) if depth > 4 else width // 2
-
-
 def latency(stages: Sequence[Stage], folds: Sequence[Fold]) -> int:
     """Cycles from the first word of an image to the last word of its result, through an empty pipeline."""
-    first, last, width = 0.0, 0.0, 0
-    for number, (stage, fold) in enumerate(zip(stages, folds, strict=True)):
-        wide_in, wide_out = widths(stage, fold)
-        if number == 0:
-            last = float(-(-stage.source.frame_bits // wide_in) - 1)
-        elif width != wide_in:
-            first, last = first + max(1, wide_in // width), last + 2
-        if (
-            number
-            and isinstance(stage, Multiply)
-            and stage.product.rows > fold.pe
-            and stage.product.columns > fold.simd
-        ):
+    times: dict[int, tuple[float, float, int]] = {}
+    for number, (stage, fold, sources) in enumerate(zip(stages, folds, sources_of(stages), strict=True)):
+        given = []
+        for port, source in enumerate(sources):
+            wide = width_in(stage, fold, port)
+            if source < 0:
+                given.append((0.0, float(-(-stage.source.frame_bits // wide) - 1)))
+                continue
+            first, last, width = times[source]
+            given.append((first, last) if width == wide else (first + max(1, wide // width), last + 2))
+        first, last = max(begin for begin, _ in given), max(end for _, end in given)
+        kept = isinstance(stage, Multiply) and stage.product.rows > fold.pe and stage.product.columns > fold.simd
+        if kept and sources[0] >= 0:
             first, last = first + 2, last + 2  # through the buffer in front
         first, last = _pass(stage, cost(stage, fold), fold, first, last)
-        width = wide_out
-    return round(last) + 1
+        times[number] = first, last, widths(stage, fold)[1]
+    return round(times[len(stages) - 1][1]) + 1
 
 
 def _pass(stage: Stage, taken: Cost, fold: Fold, first: float, last: float) -> tuple[float, float]:
@@ -290,22 +150,9 @@ def _pass(stage: Stage, taken: Cost, fold: Fold, first: float, last: float) -> t
     if isinstance(stage, Pool):
         begun = first + (last - first) * (stage.kernel[0] - 1) / stage.source.height
         return begun + taken.delay, max(last, first + taken.cycles) + taken.delay
-    if isinstance(stage, (Weigh, Compare)):
+    if isinstance(stage, Elementwise):
         return first + taken.delay, max(last, first + taken.cycles - 1) + taken.delay
     raise TypeError(f"no timing for {type(stage).__name__}")
-
-
-def widths(stage: Stage, fold: Fold) -> tuple[int, int]:
-    """Bits of a word of a unit's input and output."""
-    if isinstance(stage, Multiply):
-        return fold.simd * stage.source.bits, fold.pe * stage.product.result_bits
-    if isinstance(stage, (Slide, Pool)):
-        return fold.simd * stage.source.bits, fold.simd * stage.source.bits
-    if isinstance(stage, Weigh):
-        return fold.simd * len(stage.coefficients) * stage.source.bits, fold.simd * stage.result.bits
-    if isinstance(stage, Compare):
-        return fold.simd * stage.source.bits, fold.simd * stage.result.bits
-    raise TypeError(f"no widths for {type(stage).__name__}")
 
 
 def divisors(number: int) -> list[int]:
@@ -343,10 +190,10 @@ def plan(
 ) -> Plan:
     """The cheapest folds that reach ``fps``; without it the fastest that fit ``share`` of the LUTs.
 
-    ``capacity``: ``LUT4`` and ``BRAM`` of the chip, one of ``family``. Raises ``TargetError`` that names the resource
+    ``capacity``: ``LUT4``, ``BRAM`` and ``DSP`` of the chip, one of ``family``. Raises ``TargetError`` that names the resource
     when nothing fits.
     """
-    budget = int(capacity["LUT4"] * share), int(capacity["BRAM"] * 0.95)
+    budget = int(capacity["LUT4"] * share), int(capacity["BRAM"] * 0.95), capacity.get("DSP", 0)
     if fps is not None:
         wanted = int(clock_hz / fps)
         found = _within(stages, wanted, budget, family) if wanted >= 1 else None
@@ -354,7 +201,7 @@ def plan(
             best = plan(stages, clock_hz, capacity, share=share, board=board, family=family)
             raise TargetError(
                 f"{fps:,.0f} FPS at {clock_hz / 1e6:g} MHz need a result every {clock_hz / fps:.1f} cycles: within "
-                f"{budget[0]:,} LUT4 and {budget[1]} block memories of board '{board}' the best is "
+                f"{budget[0]:,} LUT4, {budget[1]} block memories and {budget[2]} multipliers of board '{board}' the best is "
                 f"{best.fps:,.0f} FPS (--fps {int(best.fps)}, or a higher --max-luts)"
             )
         return _plan(stages, found, clock_hz, family)
@@ -374,7 +221,7 @@ def plan(
         small = _plan(stages, least, clock_hz, family)
         over = [
             f"{need:,} {name} of {most:,} ({100 * need / most - 100:.0f} % too many)"
-            for need, name, most in ((small.luts, "LUT4", budget[0]), (small.blocks, "block memories", budget[1]))
+            for need, name, most in zip(_needs(small), ("LUT4", "block memories", "multipliers"), budget, strict=True)
             if need > most
         ]
         hint = "raise --max-luts or " if small.luts > budget[0] and share < 0.9 else ""
@@ -398,48 +245,73 @@ def compress(found: Plan, family: str = "ecp5") -> Plan:
 
 
 def _plan(stages: Sequence[Stage], folds: Sequence[Fold], clock_hz: float, family: str) -> Plan:
-    """With each stage goes the converter in front of it."""
-    items, before = [], 0
-    for stage, fold in zip(stages, folds, strict=True):
-        taken, (wide_in, wide_out) = cost(stage, fold, family), widths(stage, fold)
-        items.append(StagePlan(stage, fold, replace(taken, luts=taken.luts + _converter_luts(before, wide_in))))
-        before = wide_out
+    """With each stage go the converters in front of it, and what waits there for the other branch."""
+    items, wide = [], _widths_behind(stages, folds)
+    waits = shelves(stages, [fold.simd for fold in folds])
+    for number, (stage, fold, sources) in enumerate(zip(stages, folds, sources_of(stages), strict=True)):
+        taken, luts, blocks = cost(stage, fold, family), 0, 0
+        for port, source in enumerate(sources):
+            width, words = width_in(stage, fold, port), waits.get((number, port), 0)
+            luts += converter_luts(wide[source], width)
+            if width * words > BUFFER_BITS:
+                luts, blocks = luts + CONTROL, blocks + FAMILIES[family].blocks(width, words)
+            elif words:
+                luts += FAMILIES[family].memory(width, words)
+        items.append(StagePlan(stage, fold, replace(taken, luts=taken.luts + luts, blocks=taken.blocks + blocks)))
     return Plan(tuple(items), clock_hz)
 
 
-def _within(stages: Sequence[Stage], interval: int, budget: tuple[int, int], family: str) -> list[Fold] | None:
-    """Folds that take at most ``interval`` cycles and fit the budget of LUT4s and block memories, or None."""
+def _widths_behind(stages: Sequence[Stage], folds: Sequence[Fold]) -> dict[int, int]:
+    """Bits of a word behind each stage, by its number; −1 is the accelerator's input, as wide as its first reader."""
+    reader, port = next((n, p) for n, those in enumerate(sources_of(stages)) for p, s in enumerate(those) if s == -1)
+    behind = {n: widths(stage, fold)[1] for n, (stage, fold) in enumerate(zip(stages, folds, strict=True))}
+    return {-1: width_in(stages[reader], folds[reader], port), **behind}
+
+
+def _within(stages: Sequence[Stage], interval: int, budget: tuple[int, int, int], family: str) -> list[Fold] | None:
+    """Folds that take at most ``interval`` cycles and fit the budget of LUT4s, block memories and multipliers, or None."""
     for price in _BLOCK_PRICES:
         found = _cheapest(stages, interval, price, family)
         if found is None:
             return None
-        costs = [cost(stage, fold, family) for stage, fold in zip(stages, found, strict=True)]
-        if sum(c.luts for c in costs) <= budget[0] and sum(c.blocks for c in costs) <= budget[1]:
+        if all(need <= most for need, most in zip(_needs(_plan(stages, found, 1, family)), budget, strict=True)):
             return found
     return None
 
 
+def _needs(found: Plan) -> tuple[int, int, int]:
+    """LUT4s, block memories and multipliers."""
+    return found.luts, found.blocks, found.multipliers
+
+
 def _cheapest(stages: Sequence[Stage], interval: int, block_price: float, family: str) -> list[Fold] | None:
     """The cheapest folds that take at most ``interval`` cycles: dynamic programming over the widths between stages."""
+    if not is_chain(stages):
+        return _one_by_one(stages, interval, block_price, family)
     # Width of the words that come in → the cheapest way there.
     best: dict[int, tuple[float, list[Fold]]] = {0: (0.0, [])}
     for stage in stages:
         cheapest: dict[tuple[int, int], tuple[float, Fold]] = {}
         for fold, taken in _options(stage, family):
-            price = taken.luts + block_price * taken.blocks + _LOAD_PRICE * max(0, _loads(stage, fold) - _FAN_OUT)
+            price = _price(stage, fold, taken, block_price)
             key = widths(stage, fold)
             if taken.cycles <= interval and (key not in cheapest or price < cheapest[key][0]):
                 cheapest[key] = price, fold
         reached: dict[int, tuple[float, list[Fold]]] = {}
         for (wide_in, wide_out), (price, fold) in cheapest.items():
             for before, (paid, folds) in best.items():
-                if before and _converter_cycles(stage.source.frame_bits, before, wide_in) > interval:
+                if before and converter_cycles(stage.source.frame_bits, before, wide_in) > interval:
                     continue
-                total = paid + price + _converter_luts(before, wide_in)
+                total = paid + price + converter_luts(before, wide_in)
                 if wide_out not in reached or total < reached[wide_out][0]:
                     reached[wide_out] = total, [*folds, fold]
         best = reached
     return min(best.values(), key=lambda item: item[0])[1] if best else None
+
+
+def _price(stage: Stage, fold: Fold, taken: Cost, block_price: float) -> float:
+    """LUT4s that a fold is worth, with its block memories and its fan-out."""
+    return taken.luts + block_price * taken.blocks + _LOAD_PRICE * max(0, _loads(stage, fold) - _FAN_OUT)
 
 
 def _loads(stage: Stage, fold: Fold) -> int:
@@ -448,15 +320,24 @@ def _loads(stage: Stage, fold: Fold) -> int:
     return min(fold.pe, GROUP) * fold.simd if folded and fold.store == "logic" else 0
 
 
-def _converter_cycles(bits: int, before: int, behind: int) -> int:
-    """Cycles that a frame takes through the converter between two widths: words of the greatest common divisor."""
-    common = gcd(before, behind)
-    return bits // min(before, behind) if common in (before, behind) else bits // common
-
-
-def _converter_luts(before: int, behind: int) -> int:
-    """Logic of a converter: a narrowing one shifts or loads (a table a bit), a widening one only shifts."""
-    if not before or before == behind:
-        return 0
-    common = gcd(before, behind)
-    return (before if before != common else 0) + (8 if behind != common else 0)
+def _one_by_one(stages: Sequence[Stage], interval: int, block_price: float, family: str) -> list[Fold] | None:
+    """As ``_cheapest`` for pipelines with branches: each stage's cheapest fold behind those that were chosen before it."""
+    wide: dict[int, int] = {-1: 0}
+    folds: list[Fold] = []
+    for number, (stage, sources) in enumerate(zip(stages, sources_of(stages), strict=True)):
+        best: tuple[float, Fold] | None = None
+        for fold, taken in _options(stage, family):
+            ports = [(wide[source], width_in(stage, fold, port)) for port, source in enumerate(sources)]
+            slow = any(w and converter_cycles(stage.source.frame_bits, w, own) > interval for w, own in ports)
+            if taken.cycles > interval or slow:
+                continue
+            price = _price(stage, fold, taken, block_price) + sum(converter_luts(*pair) for pair in ports)
+            if best is None or price < best[0]:
+                best = price, fold
+        if best is None:
+            return None
+        folds.append(best[1])
+        wide[number] = widths(stage, best[1])[1]
+        if -1 in sources and not wide[-1]:
+            wide[-1] = widths(stage, best[1])[0]
+    return folds

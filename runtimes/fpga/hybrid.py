@@ -142,14 +142,19 @@ def part_of(package: Package, part: str) -> Package:
 
 
 def to_frames(samples: np.ndarray, port: Mapping[str, Any]) -> np.ndarray:
-    """Bytes of a tensor uint8 ``[count, bytes]`` as frames of bits 0/1 ``[count, pixels · channels · bits]``."""
+    """Bytes of a tensor uint8 ``[count, bytes]`` as frames of bits 0/1 ``[count, pixels · channels · bits]``.
+
+    The tensor holds bit planes, or, as ``kind`` of the port says, integers of a byte: then of each the low bits.
+    """
     count, pixels, channels, bits = len(samples), port["pixels"], port["channels"], port["bits"]
+    if port.get("kind") == "integers":
+        return np.unpackbits(samples.reshape(count, -1, 1), axis=2, bitorder="little")[..., :bits].reshape(count, -1)
     planes = np.unpackbits(samples.reshape(count, bits, pixels, -1), axis=3, bitorder="little")[..., :channels]
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)).reshape(count, -1)
 
 
 def from_frames(frames: np.ndarray, port: Mapping[str, Any]) -> np.ndarray:
-    """What ``to_frames`` undoes; sums come as int32 ``scale · number + offset[channel]``."""
+    """What ``to_frames`` undoes; sums come as integers of the port's ``dtype``: ``scale · number + offset[channel]``."""
     count, pixels, channels, bits = len(frames), port["pixels"], port["channels"], port["bits"]
     elements = frames.reshape(count, pixels * channels, bits)
     if port["kind"] == "sums":
@@ -158,7 +163,7 @@ def from_frames(frames: np.ndarray, port: Mapping[str, Any]) -> np.ndarray:
             worth[-1] = -worth[-1]
         numbers = elements.astype(np.int64) @ worth
         rows = numbers.reshape(count, pixels, channels) * port["scale"] + np.asarray(port["offset"], np.int64)
-        return rows.astype(np.int32).reshape(count, -1)
+        return rows.astype(port.get("dtype", "int32")).reshape(count, -1)
     planes = elements.reshape(count, pixels, channels, bits).transpose(0, 3, 1, 2)
     return np.packbits(planes, axis=3, bitorder="little")
 

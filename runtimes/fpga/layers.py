@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,33 +18,53 @@ from onnx import helper
 from ...operations import count_macs
 from ...opset import TensorType
 from ...opset.bits import packed_bytes
+from . import integer_layers
 from .products import Accumulator, NotOnFpga, numbers_of
 from .stages import Flow, Pool, Slide, Stage
 from .units.matvec import Border
 from .units.window import Sliding
 
 _PRODUCTS = ("BinaryConv", "BitSerialConv", "BinaryGemm", "BitSerialGemm")
+_INTEGER_GEMM, _RESCALE = (("ai.xnorc.IntegerGemm", 2),), (("ai.xnorc.FixedRescale", 3),)
 READERS: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = (
     *((f"{name}.threshold", ((f"ai.xnorc.{name}", 2), ("ai.xnorc.Pack", 3))) for name in _PRODUCTS),
     *((f"{name}.levels", ((f"ai.xnorc.{name}", 2), ("ai.xnorc.PackLevels", 3))) for name in _PRODUCTS),
     *((name, ((f"ai.xnorc.{name}", 2),)) for name in _PRODUCTS),
+    ("IntegerGemm.flat.rescale", (("onnx.Transpose", 1), ("onnx.Reshape", 2), *_INTEGER_GEMM, *_RESCALE)),
+    ("IntegerGemm.flat", (("onnx.Transpose", 1), ("onnx.Reshape", 2), *_INTEGER_GEMM)),
+    ("IntegerGemm.rescale", (*_INTEGER_GEMM, *_RESCALE)),
+    ("IntegerConv.rescale", (("ai.xnorc.IntegerConv", 2), *_RESCALE)),
+    ("IntegerGemm", _INTEGER_GEMM),
+    ("IntegerConv", (("ai.xnorc.IntegerConv", 2),)),
     ("pool", (("ai.xnorc.BinaryMaxPool", 2),)),
     ("reshape", (("onnx.Reshape", 2),)),
 )
 """Chains: operators, each with its inputs besides the one from the operator before (the last is the node's number)."""
 
 
+BRANCH_READERS: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = (
+    ("sum", (("onnx.Add", 2), *_RESCALE)),
+    ("scaled", (("onnx.Cast", 1), ("onnx.Mul", 2))),
+    ("cast", (("onnx.Cast", 1),)),
+)
+"""Chains of residual sums. Their stages compute what the model says, but a whole pipeline of them has stopped in simulation
+after its first image: until that is found they are not offered."""
+
+Staged = tuple[list[Stage], Flow]
+"""Stages, one behind the other, and the stream that leaves the last of them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """Some nodes that become stages: they read ``source`` and make ``result``, tensors of the packed model."""
+    """Some nodes that become stages: they read ``sources`` and make ``result``, tensors of the packed model."""
 
     name: str
     nodes: list[onnx.NodeProto]
-    source: str
+    sources: tuple[str, ...]
     result: str
     macs: int
-    stages: Callable[[Flow | None], list[Stage]]
-    """The stages behind a stream, or (None) behind the tensor itself. Raises ``NotOnFpga``."""
+    stages: Callable[..., Staged]
+    """The stages behind streams, one for each source, or (None) behind the tensor itself. Raises ``NotOnFpga``."""
     meaning: dict[str, Any]
     """What the elements of the result are: ``kind`` ``bits`` (packed), or ``sums``: the accumulator is
     ``scale · element + offset``, of elements that are ``signed`` or not.
@@ -55,15 +75,23 @@ def read_layer(
     nodes: list[onnx.NodeProto], constants: Mapping[str, np.ndarray], types: Mapping[str, TensorType]
 ) -> Layer:
     """The layer that ``nodes``, a chain of ``READERS``, are. Raises ``NotOnFpga``."""
-    reader = _Reader(nodes, constants, types)
+    reader = Reader(nodes, constants, types)
     read = {
         "BinaryConv": reader.conv, "BitSerialConv": reader.conv, "BinaryGemm": reader.gemm, "BitSerialGemm": reader.gemm,
         "BinaryMaxPool": reader.pool, "Reshape": reader.reshape,
-    }[nodes[0].op_type]  # fmt: skip
-    return read()
+    }.get(nodes[0].op_type)  # fmt: skip
+    if read is not None:
+        return read()
+    integer = {
+        "IntegerConv": integer_layers.conv, "IntegerGemm": integer_layers.gemm, "Transpose": integer_layers.gemm,
+        "Cast": integer_layers.same, "Add": integer_layers.join,
+    }  # fmt: skip
+    return integer[nodes[0].op_type](reader)
 
 
-class _Reader:
+class Reader:
+    """The nodes of one layer, and what is known of their operands."""
+
     def __init__(
         self, nodes: list[onnx.NodeProto], constants: Mapping[str, np.ndarray], types: Mapping[str, TensorType]
     ) -> None:
@@ -77,27 +105,43 @@ class _Reader:
         if self.name[0].isdigit():
             self.name = f"layer_{self.name}"
 
-    def _constant(self, node: onnx.NodeProto, place: int) -> np.ndarray:
+    def constant(self, node: onnx.NodeProto, place: int) -> np.ndarray:
+        """A constant input. Raises ``NotOnFpga`` where it is none."""
         name = node.input[place]
         if name not in self.constants:
             raise NotOnFpga(f"its input '{name}' is computed at run time")
         return self.constants[name]
 
-    def _layer(self, stages: Callable[[Flow | None], list[Stage]], meaning: dict[str, Any] | None = None) -> Layer:
-        macs = count_macs(self.anchor, dict(self.types))
+    def layer(
+        self,
+        stages: Callable[..., Staged],
+        meaning: dict[str, Any] | None = None,
+        sources: tuple[str, ...] = (),
+        macs_of: onnx.NodeProto | None = None,
+    ) -> Layer:
+        """The layer with these stages; it reads the first input of its first node unless ``sources`` are given."""
         return Layer(
             self.name,
             self.nodes,
-            self.anchor.input[0],
+            sources or (self.anchor.input[0],),
             self.nodes[-1].output[0],
-            macs,
+            count_macs(macs_of or self.anchor, dict(self.types)),
             stages,
             {"kind": "bits"} if meaning is None else meaning,
         )
 
+    def plain(self, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+        """Raise ``NotOnFpga`` unless a convolution of ``shape`` ``[N, H, W, ...]`` is one of those that there are units for."""
+        if attrs["group"] != 1 or list(attrs["dilations"]) != [1, 1]:
+            raise NotOnFpga(
+                f"it has {attrs['group']} groups and dilations {list(attrs['dilations'])}: only 1 and [1, 1]"
+            )
+        if shape[0] != 1:
+            raise NotOnFpga(f"a batch of {shape[0]}: export it with a batch of 1")
+
     def _weights(self) -> np.ndarray:
         """Bits 0/1 of the weights by planes, ``[q, O, ..., bits of a row]``."""
-        bits = np.unpackbits(self._constant(self.anchor, 1), axis=-1, bitorder="little")
+        bits = np.unpackbits(self.constant(self.anchor, 1), axis=-1, bitorder="little")
         return bits[None] if self.anchor.op_type.startswith("Binary") else bits
 
     def _accumulator(self, weights: np.ndarray, border: tuple[Border, np.ndarray] | None = None) -> Accumulator:
@@ -108,7 +152,7 @@ class _Reader:
         pack, attrs = self.nodes[-1], self.attrs[-1]
         if list(attrs["perm"]) != sorted(attrs["perm"]):
             raise NotOnFpga(f"'{pack.name}' moves axes")
-        limits, flip = self._constant(pack, 1).astype(np.int64), self._constant(pack, 2)
+        limits, flip = self.constant(pack, 1).astype(np.int64), self.constant(pack, 2)
         if pack.op_type == "Pack":
             return sums.thresholded((limits + int(attrs["strict"]))[None], flip, (0, 1), 1)
         return sums.thresholded(limits, flip, tuple(int(code) for code in attrs["codes"]), int(attrs["planes"]))
@@ -121,7 +165,7 @@ class _Reader:
         rows = int(np.prod(shape[:-1])) // planes
         made: dict[str, Any] = {}
 
-        def stages(flow: Flow | None) -> list[Stage]:
+        def stages(flow: Flow | None) -> Staged:
             kept = bits[..., :terms]
             if flow is None:
                 if packed_bytes(terms) != shape[-1]:
@@ -140,46 +184,51 @@ class _Reader:
                 flow = Flow(1, 1, terms, planes)
             sums = self._accumulator(kept)
             made.update(sums.meaning())
-            return sums.stages(self.name, tuple(node.name for node in self.nodes), flow)
+            found = sums.stages(self.name, tuple(node.name for node in self.nodes), flow)
+            return found, found[-1].result
 
         self._accumulator(bits[..., :terms])
-        return self._layer(stages, made)
+        return self.layer(stages, made)
 
     def conv(self) -> Layer:
         """A convolution of packed bits with packed weights, and perhaps thresholds: windows, then a product."""
         numbers, attrs = numbers_of(self.anchor.op_type, self.attrs[0]), self.attrs[0]
-        if attrs["group"] != 1 or list(attrs["dilations"]) != [1, 1]:
-            raise NotOnFpga(
-                f"it has {attrs['group']} groups and dilations {list(attrs['dilations'])}: only 1 and [1, 1]"
-            )
         shape, channels = self.types[self.anchor.input[0]].shape[-4:], int(attrs["channels"])
-        if shape[0] != 1:
-            raise NotOnFpga(f"a batch of {shape[0]}: export it with a batch of 1")
+        self.plain(attrs, shape)
         weights = self._weights()[..., :channels]
         value = int(attrs.get("pad_value", 0))
-        sliding = _sliding(shape, channels, (weights.shape[2], weights.shape[3]), attrs, int(value > 0))
+        sliding = sliding_of(shape, channels, (weights.shape[2], weights.shape[3]), attrs, int(value > 0))
         flat = weights.reshape(*weights.shape[:2], -1)
         border = _border(sliding) if any(sliding.pads) and value == 0 and numbers.nothing is None else None
         sums = self._accumulator(flat, border)
         source = Flow(shape[1], shape[2], channels, numbers.planes, numbers.signed)
+        windows = Flow(*sliding.out, flat.shape[2], source.bits, source.signed)
         names = tuple(node.name for node in self.nodes)
-        return self._layer(_windowed(self.name, names, source, sliding, sums), sums.meaning())
+
+        def stages(flow: Flow | None) -> Staged:
+            if flow is not None and replace(flow, signed=source.signed) != source:
+                raise NotOnFpga("its input is not the map of the layer before")
+            found = windowed(self.name, names[:1], source, windows, sliding, sums.stages(self.name, names, windows))
+            return found, found[-1].result
+
+        return self.layer(stages, sums.meaning())
 
     def pool(self) -> Layer:
         """Max-pooling of bits."""
-        attrs, flip = self.attrs[0], np.unpackbits(self._constant(self.anchor, 1), bitorder="little")
+        attrs, flip = self.attrs[0], np.unpackbits(self.constant(self.anchor, 1), bitorder="little")
         kernel = tuple(attrs["kernel_shape"])
         if kernel != tuple(attrs["strides"]) or any(attrs["pads"]) or list(attrs["dilations"]) != [1, 1]:
             raise NotOnFpga("its windows overlap, or reach over the edge: only windows side by side")
 
-        def stages(flow: Flow | None) -> list[Stage]:
+        def stages(flow: Flow | None) -> Staged:
             if flow is None or flow.bits != 1:
                 raise NotOnFpga("there is no layer before it")
             result = Flow(flow.height // kernel[0], flow.width // kernel[1], flow.channels)
             name = (self.nodes[0].name,)
-            return [Pool(self.name, name, flow, result, kernel, flip[: flow.channels].astype(np.int64))]  # type: ignore[arg-type]
+            made = Pool(self.name, name, flow, result, kernel, flip[: flow.channels].astype(np.int64))  # type: ignore[arg-type]
+            return [made], result
 
-        return self._layer(stages)
+        return self.layer(stages)
 
     def reshape(self) -> Layer:
         """A packed map read as one row: nothing to do, the bits come in this order already."""
@@ -192,15 +241,15 @@ class _Reader:
         ):
             raise NotOnFpga("only packed maps are reshaped, to one row")
 
-        def stages(flow: Flow | None) -> list[Stage]:
+        def stages(flow: Flow | None) -> Staged:
             if flow is None:
                 raise NotOnFpga("there is no layer before it")
-            return []
+            return [], flow
 
-        return self._layer(stages)
+        return self.layer(stages)
 
 
-def _sliding(
+def sliding_of(
     shape: tuple[int, ...], channels: int, kernel: tuple[int, int], attrs: Mapping[str, Any], fill: int
 ) -> Sliding:
     """The windows of a convolution over ``shape`` ``[1, H, W, ...]``."""
@@ -208,22 +257,13 @@ def _sliding(
     return Sliding(shape[1], shape[2], channels, kernel, stride, pads, fill)  # type: ignore[arg-type]
 
 
-def _windowed(
-    name: str, nodes: tuple[str, ...], source: Flow, sliding: Sliding, sums: Accumulator
-) -> Callable[[Flow | None], list[Stage]]:
-    """The stages of a convolution: windows, unless each is a pixel, and their product."""
-    columns = source.channels * sliding.kernel[0] * sliding.kernel[1]
-    windows = Flow(*sliding.out, columns, source.bits, source.signed)
-
-    def stages(flow: Flow | None) -> list[Stage]:
-        if flow not in (None, source):
-            raise NotOnFpga("its input is not the map of the layer before")
-        made = sums.stages(name, nodes, windows)
-        if sliding.kernel == (1, 1) and sliding.stride == (1, 1) and not any(sliding.pads):
-            return made
-        return [Slide(f"{name}_window", nodes[:1], source, windows, sliding), *made]
-
-    return stages
+def windowed(
+    name: str, nodes: tuple[str, ...], source: Flow, windows: Flow, sliding: Sliding, made: list[Stage]
+) -> list[Stage]:
+    """The stages of a convolution: windows, unless each is a pixel, and what is ``made`` of them."""
+    if sliding.kernel == (1, 1) and sliding.stride == (1, 1) and not any(sliding.pads):
+        return made
+    return [Slide(f"{name}_window", nodes, source, windows, sliding), *made]
 
 
 def _border(sliding: Sliding) -> tuple[Border, np.ndarray]:

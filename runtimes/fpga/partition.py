@@ -19,10 +19,10 @@ from tvm import relax
 from tvm.relax.dpl import DFPattern, is_call_dps_packed, wildcard
 
 from ...errors import UnsupportedError
-from ...operations import tensor_types
+from ...operations import count_macs, tensor_types
 from ...opset import DOMAIN, TensorType
 from .layers import READERS, Layer, NotOnFpga, read_layer
-from .stages import Flow, Stage
+from .stages import INPUT, Flow, Stage
 
 
 @dataclass
@@ -47,21 +47,16 @@ def partition(packed: onnx.ModelProto) -> Partition:
     graph = _Graph(packed)
     composites, reasons = graph.composites()
     run = _best_run(composites, graph)
-    if not run:
+    if run is None:
         name, reason = next(iter(reasons.items()), ("", "it has no binary layer"))
         op = next((node.op_type for node in packed.graph.node if node.name == name), "model")
         raise UnsupportedError(name or packed.graph.name, op, f"no part of this model can run on an FPGA: {reason}")
     for layer in composites:
-        if layer not in run:
+        if layer not in run.layers and layer.macs:
             reasons[layer.nodes[0].name] = "it does not adjoin the layers that run on the FPGA"
-    stages: list[Stage] = []
-    flow: Flow | None = None
-    for layer in run:
-        made = layer.stages(flow)
-        stages += [_named(stage, {other.name for other in stages}) for stage in made]
-        flow = made[-1].result if made else flow
-    on_fpga = [node.name for layer in run for node in layer.nodes]
-    source, result = run[0].source, run[-1].result
+    source, result = run.source, run.layers[-1].result
+    stages = _connected(run)
+    on_fpga = [node.name for layer in run.layers for node in layer.nodes]
     outputs = [value.name for value in packed.graph.output]
     inputs = [value.name for value in packed.graph.input if value.name not in graph.constants]
     behind = _needed(packed, outputs, {result})
@@ -75,7 +70,7 @@ def partition(packed: onnx.ModelProto) -> Partition:
         if source in inputs and not wanted
         else _cut(packed, graph.types, before, inputs, _unique([source, *wanted]))
     )
-    return Partition(stages, run, source, result, on_fpga, head, None if not behind else tail, reasons)
+    return Partition(stages, run.layers, source, result, on_fpga, head, None if not behind else tail, reasons)
 
 
 class _Graph:
@@ -97,10 +92,14 @@ class _Graph:
             calls = [context.matched_expr, *context.matched_bindings.values()]
             found = {self._number(call) for call in calls if isinstance(call, relax.Call)}
             numbers = sorted(number for number in found if number is not None)
+            nodes = [self.nodes[number] for number in numbers]
+            if any(self.readers[name] > 1 for node in nodes[:-1] for name in node.output):
+                return False
             try:
                 self._layer(numbers)
             except NotOnFpga as error:
-                reasons[self.nodes[numbers[0]].name] = str(error)
+                if any(count_macs(node, self.types) for node in nodes):
+                    reasons[nodes[0].name] = str(error)
                 return False
             return True
 
@@ -183,26 +182,84 @@ def _type(kind: TensorType | None) -> relax.Type:
     return relax.TensorType(kind.shape, str(kind.dtype))
 
 
-def _best_run(layers: list[Layer], graph: _Graph) -> list[Layer]:
-    """The run of layers with the most multiplications in which each reads the one before, whose result nobody else reads."""
-    by_source = {layer.source: layer for layer in layers}
-    best: list[Layer] = []
-    for first in layers:
-        run, flow = [], None
-        layer: Layer | None = first
-        while layer is not None:
-            try:
-                made = layer.stages(flow)
-            except NotOnFpga:
-                break
-            flow = made[-1].result if made else flow
-            run.append(layer)
-            layer = by_source.get(layer.result) if graph.readers.get(layer.result) == 1 else None
-        while run and not run[-1].macs:
-            run.pop()
-        if sum(item.macs for item in run) > sum(item.macs for item in best):
-            best = run
+@dataclass(frozen=True)
+class _Run:
+    """Layers that read ``source`` and one another, in order; ``flow``: the stream of ``source``. The last gives the result."""
+
+    layers: list[Layer]
+    source: str
+    flow: Flow
+
+    @property
+    def worth(self) -> tuple[int, int]:
+        """Multiplications; where they are equal, fewer layers are better."""
+        return sum(layer.macs for layer in self.layers), -len(self.layers)
+
+
+def _best_run(layers: list[Layer], graph: _Graph) -> _Run | None:
+    """The layers with the most multiplications that begin at one tensor, end at one, and whose others nobody else reads."""
+    place = {node.name: number for number, node in enumerate(graph.nodes)}
+    layers = sorted(layers, key=lambda layer: place[layer.nodes[-1].name])
+    best: _Run | None = None
+    for source in dict.fromkeys(name for layer in layers if layer.macs for name in layer.sources):
+        flow = _flow_of(source, layers)
+        if flow is None:
+            continue
+        streams, inside = {source: flow}, []
+        for layer in layers:
+            if layer.result != source and all(name in streams for name in layer.sources):
+                try:
+                    _, streams[layer.result] = layer.stages(*(streams[name] for name in layer.sources))
+                except NotOnFpga:
+                    continue
+                inside.append(layer)
+        for last in inside:
+            found = _Run(_behind(last, inside), source, flow)
+            if (best is None or found.worth > best.worth) and found.worth[0] and _closed(found, graph):
+                best = found
     return best
+
+
+def _flow_of(source: str, layers: list[Layer]) -> Flow | None:
+    """The stream of a tensor, as a layer with products takes it."""
+    for layer in layers:
+        if layer.macs and layer.sources == (source,):
+            try:
+                made, _ = layer.stages(None)
+            except NotOnFpga:
+                continue
+            return made[0].source
+    return None
+
+
+def _behind(last: Layer, layers: list[Layer]) -> list[Layer]:
+    """Those of ``layers`` that ``last`` needs, and itself."""
+    wanted, found = {last.result}, []
+    for layer in reversed(layers):
+        if layer.result in wanted:
+            found.append(layer)
+            wanted |= set(layer.sources)
+    return found[::-1]
+
+
+def _closed(run: _Run, graph: _Graph) -> bool:
+    """Whether nobody outside reads what is made inside, but for the result."""
+    read = [name for layer in run.layers for name in layer.sources]
+    return all(graph.readers.get(layer.result) == read.count(layer.result) for layer in run.layers[:-1])
+
+
+def _connected(run: _Run) -> list[Stage]:
+    """The stages of a run, named, each with what it reads."""
+    streams, makers = {run.source: run.flow}, {run.source: INPUT}
+    stages: list[Stage] = []
+    for layer in run.layers:
+        made, streams[layer.result] = layer.stages(*(streams[name] for name in layer.sources))
+        inputs = tuple(makers[name] for name in layer.sources)
+        for stage in made:
+            stages.append(replace(_named(stage, {other.name for other in stages}), inputs=inputs))
+            inputs = (stages[-1].name,)
+        makers[layer.result] = inputs[0]
+    return stages
 
 
 def _needed(model: onnx.ModelProto, outputs: list[str], given: set[str]) -> list[onnx.NodeProto]:

@@ -6,25 +6,34 @@ elements of a pixel in the order of its channels. A vector is one pixel. Each st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from .units.compare import Steps
 from .units.matvec import Product
+from .units.rescale import Rescaling
 from .units.weigh import Weigh as WeighUnit
 from .units.window import Sliding
+
+INPUT = ""
+"""Stands for the accelerator's input among ``Stage.inputs``."""
 
 
 @dataclass(frozen=True)
 class Flow:
-    """A stream: ``height · width`` pixels of ``channels`` elements of ``bits`` bits, in two's complement where ``signed``."""
+    """A stream: ``height · width`` pixels of ``channels`` elements of ``bits`` bits, in two's complement where ``signed``.
+
+    ``step``: what one more of an element is worth.
+    """
 
     height: int
     width: int
     channels: int
     bits: int = 1
     signed: bool = False
+    step: int = 1
 
     @property
     def pixels(self) -> int:
@@ -39,12 +48,16 @@ class Flow:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One step of the pipeline. ``name``: a Verilog identifier; ``nodes``: those of the packed model that it computes."""
+    """One step of the pipeline. ``name``: a Verilog identifier; ``nodes``: those of the packed model that it computes.
+
+    ``inputs``: names of the stages that it reads, ``INPUT`` for the accelerator's input; without any, the stage before it.
+    """
 
     name: str
     nodes: tuple[str, ...]
     source: Flow
     result: Flow
+    inputs: tuple[str, ...] = field(default=(), kw_only=True)
 
     def reference(self, x: np.ndarray) -> np.ndarray:
         """Elements int64 ``[height, width, channels]`` to elements."""
@@ -114,3 +127,49 @@ class Compare(Stage):
     def reference(self, x: np.ndarray) -> np.ndarray:
         """See ``Steps.reference``."""
         return self.steps.reference(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Rescale(Stage):
+    """The fixed-point epilogue."""
+
+    scaling: Rescaling
+
+    def reference(self, x: np.ndarray) -> np.ndarray:
+        """See ``Rescaling.reference``."""
+        return self.scaling.reference(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Join(Stage):
+    """The sum of two streams, ``source`` and ``other``, each times its step."""
+
+    other: Flow
+
+    def reference(self, x: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
+        """The sum of ``x`` and ``other``, both ``[height, width, channels]``."""
+        assert other is not None
+        return x * self.source.step + other * self.other.step
+
+
+def sources_of(stages: Sequence[Stage]) -> list[tuple[int, ...]]:
+    """Numbers of the stages that each one reads; −1 is the accelerator's input."""
+    places = {stage.name: number for number, stage in enumerate(stages)} | {INPUT: -1}
+    return [
+        tuple(places[name] for name in stage.inputs) if stage.inputs else (number - 1,)
+        for number, stage in enumerate(stages)
+    ]
+
+
+def compute(stages: Sequence[Stage], x: np.ndarray) -> np.ndarray:
+    """What the stages make of the elements of one image, one behind the other."""
+    results: dict[int, np.ndarray] = {-1: x.astype(np.int64)}
+    for number, (stage, sources) in enumerate(zip(stages, sources_of(stages), strict=True)):
+        given = [results[source] for source in sources]
+        flows = [stage.source, *([stage.other] if isinstance(stage, Join) else [])]
+        maps = [v.reshape(f.height, f.width, f.channels) for v, f in zip(given, flows, strict=True)]
+        results[number] = found = stage.reference(*maps)
+        end = stage.result
+        low, high = (-(1 << (end.bits - 1)), 1 << (end.bits - 1)) if end.signed else (0, 1 << end.bits)
+        assert low <= found.min() and found.max() < high, stage.name
+    return results[len(stages) - 1]

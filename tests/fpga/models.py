@@ -115,3 +115,62 @@ def low_bit(seed=0, weight_levels=((-1, 1), (-1, 0, 1), (-2, -1, 0, 1)), size=7)
     nodes.append(helper.make_node("MatMul", ["row", "w"], ["sums"], name="fc"))
     nodes.append(batch_norm("sums", "scores", 5, random, constants))
     return finish(nodes, constants, [1, 3, size, size], "scores", [1, 5])
+
+
+def fixed_point(seed=0, size=8, mixed=True, residual=True):
+    """Fixed-point numbers only, with two residual blocks: one adds its input, one a convolution of it with a stride."""
+    random = np.random.default_rng(seed)
+    constants, nodes = {}, []
+
+    def quantizer(name, output, fraction, width, signed):
+        low, high = (-(1 << (width - 1)), (1 << (width - 1)) - 1) if signed else (0, (1 << width) - 1)
+        values = {"scale": 2.0**fraction, "half": 0.5, "low": low, "high": high}
+        for key, value in values.items():
+            constants[f"{output}_{key}"] = np.float32(value)
+        nodes.extend(
+            [
+                helper.make_node("Mul", [name, f"{output}_scale"], [f"{output}_1"]),
+                helper.make_node("Add", [f"{output}_1", f"{output}_half"], [f"{output}_2"]),
+                helper.make_node("Floor", [f"{output}_2"], [f"{output}_3"]),
+                helper.make_node("Max", [f"{output}_3", f"{output}_low"], [f"{output}_4"]),
+                helper.make_node("Min", [f"{output}_4", f"{output}_high"], [f"{output}_5"]),
+                helper.make_node("Div", [f"{output}_5", f"{output}_scale"], [output]),
+            ]
+        )
+        return output
+
+    def conv(name, output, inputs, outputs, stride=1):
+        constants[f"{output}_w"] = random.integers(-12, 13, (outputs, inputs, 3, 3)).astype(np.float32) / 64
+        nodes.append(
+            helper.make_node(
+                "Conv", [name, f"{output}_w"], [f"{output}_c"], name=output, pads=[1] * 4, strides=[stride] * 2
+            )
+        )
+        constants[f"{output}_m"] = random.integers(-24, 25, (outputs, 1, 1)).astype(np.float32) / 16
+        constants[f"{output}_b"] = random.integers(-64, 65, (outputs, 1, 1)).astype(np.float32) / 64
+        nodes.append(helper.make_node("Mul", [f"{output}_c", f"{output}_m"], [f"{output}_s"]))
+        nodes.append(helper.make_node("Add", [f"{output}_s", f"{output}_b"], [f"{output}_n"]))
+        return f"{output}_n"
+
+    def add(left, right, output):
+        nodes.append(helper.make_node("Add", [left, right], [output]))
+        return output
+
+    x = quantizer("image", "pixels", 6, 8, True)
+    x = quantizer(conv(x, "stem", 2, 4), "x0", 3, 5, False)
+    y = quantizer(conv(x, "a1", 4, 4), "y0", 3, 5, False)
+    y = conv(y, "a2", 4, 4)
+    y = quantizer(y, "y1", 4 if mixed else 3, 7, True) if residual else y
+    x = quantizer(add(y, x, "sum0") if residual else y, "x1", 3, 5, False)
+    y = quantizer(conv(x, "b1", 4, 6, 2), "y2", 3, 5, False)
+    y = conv(y, "b2", 6, 6)
+    if residual:
+        y = quantizer(y, "y3", 4, 7, True)
+        y = add(y, quantizer(conv(x, "down", 4, 6, 2), "z", 4, 7, True), "sum1")
+    x = quantizer(y, "x2", 3, 5, False)
+    constants["flat"] = np.array([1, -1], np.int64)
+    nodes.append(helper.make_node("Reshape", [x, "flat"], ["row"]))
+    rows = 6 * (size // 2) ** 2
+    constants["w"] = random.integers(-12, 13, (rows, 5)).astype(np.float32) / 64
+    nodes.append(helper.make_node("MatMul", ["row", "w"], ["scores"], name="fc"))
+    return finish(nodes, constants, [1, 2, size, size], "scores", [1, 5])

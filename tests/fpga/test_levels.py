@@ -12,6 +12,7 @@ import xnorc
 from xnorc import golden
 from xnorc.runtimes.fpga.hybrid import to_frames
 from xnorc.runtimes.fpga.partition import partition
+from xnorc.runtimes.fpga.stages import compute
 from xnorc.runtimes.fpga.units.compare import Compare, Steps
 from xnorc.runtimes.fpga.units.matvec import Border, MatrixVector, Product
 from xnorc.runtimes.fpga.units.weigh import Weigh, bits_of, span_of
@@ -83,16 +84,12 @@ def by_stages(packed, image):
     """The outputs of a packed model whose middle is computed by the references of its stages."""
     cut = partition(packed)
     head = {} if cut.head is None else golden.run(golden.session(cut.head), {"image": image})
-    flow = cut.stages[0].source
-    source = head[cut.source].reshape(1, -1).view(np.uint8)
+    flow, source = cut.stages[0].source, head[cut.source]
     port = {"pixels": flow.pixels, "channels": flow.channels, "bits": flow.bits}
-    bits = to_frames(source, port).reshape(-1, flow.bits)
-    values = bits.astype(np.int64) @ (1 << np.arange(flow.bits))
-    for stage in cut.stages:
-        values = stage.reference(values.reshape(stage.source.height, stage.source.width, stage.source.channels))
-        end = stage.result
-        assert values.min() >= (-1 << (end.bits - 1) if end.signed else 0)
-        assert values.max() < 1 << (end.bits - end.signed)
+    port["kind"] = "bits" if source.dtype == np.uint8 else "integers"
+    bits = to_frames(source.reshape(1, -1).view(np.uint8), port).reshape(-1, flow.bits)
+    worth = (1 << np.arange(flow.bits)) * np.where(flow.signed & (np.arange(flow.bits) == flow.bits - 1), -1, 1)
+    values = compute(cut.stages, bits.astype(np.int64) @ worth)
     meaning = cut.layers[-1].meaning
     sums = (values.reshape(-1) * meaning["scale"] + meaning["offset"]).astype(np.int32)
     return cut, golden.run(golden.session(cut.tail), {cut.result: sums.reshape(1, -1)})

@@ -76,8 +76,9 @@ class Product:
     def reference(self, x: np.ndarray) -> np.ndarray:
         """Results int64 ``[..., M]`` of elements ``x`` ``[..., K]``; all pixels of an image where there is a border."""
         x, w = x.astype(np.int64), self.weights.astype(np.int64)
-        if self.signed:
-            x = x + (1 << (self.planes - 1))
+        if self.signed:  # codes of the same bits mean the same
+            half = 1 << (self.planes - 1)
+            x = np.where(x >= half, x - 2 * half, x) + half
         top = (1 << self.planes) - 1
         count = x @ w.T
         if not self.masks:
