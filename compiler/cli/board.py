@@ -79,7 +79,7 @@ def show_estimate(found: dict[str, Any], board: str) -> None:
         )  # fmt: skip
     console().print(shown)
     click.echo(
-        f"{board}: estimated {found['luts']:,} LUT4 and {found['blocks']} block memories; a result every "
-        f"{found['interval_cycles']:,} cycles, the first after {found['latency_cycles']:,}; at "
+        f"{board}: estimated {found['luts']:,} LUT4, {found['blocks']} block memories and {found['multipliers']} "
+        f"multipliers; a result every {found['interval_cycles']:,} cycles, the first after {found['latency_cycles']:,}; at "
         f"{found['clock_hz'] / 1e6:g} MHz {found['fps']:,.0f} FPS, latency {found['latency_seconds'] * 1e6:,.2f} µs"
     )

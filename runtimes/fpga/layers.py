@@ -38,17 +38,11 @@ READERS: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = (
     ("IntegerConv", (("ai.xnorc.IntegerConv", 2),)),
     ("pool", (("ai.xnorc.BinaryMaxPool", 2),)),
     ("reshape", (("onnx.Reshape", 2),)),
-)
-"""Chains: operators, each with its inputs besides the one from the operator before (the last is the node's number)."""
-
-
-BRANCH_READERS: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = (
     ("sum", (("onnx.Add", 2), *_RESCALE)),
     ("scaled", (("onnx.Cast", 1), ("onnx.Mul", 2))),
     ("cast", (("onnx.Cast", 1),)),
 )
-"""Chains of residual sums. Their stages compute what the model says, but a whole pipeline of them has stopped in simulation
-after its first image: until that is found they are not offered."""
+"""Chains: operators, each with its inputs besides the one from the operator before (the last is the node's number)."""
 
 Staged = tuple[list[Stage], Flow]
 """Stages, one behind the other, and the stream that leaves the last of them."""

@@ -53,7 +53,7 @@ def partition(packed: onnx.ModelProto) -> Partition:
         raise UnsupportedError(name or packed.graph.name, op, f"no part of this model can run on an FPGA: {reason}")
     for layer in composites:
         if layer not in run.layers and layer.macs:
-            reasons[layer.nodes[0].name] = "it does not adjoin the layers that run on the FPGA"
+            reasons[layer.nodes[0].name] = _apart(layer, composites, graph)
     source, result = run.source, run.layers[-1].result
     stages = _connected(run)
     on_fpga = [node.name for layer in run.layers for node in layer.nodes]
@@ -246,6 +246,19 @@ def _closed(run: _Run, graph: _Graph) -> bool:
     """Whether nobody outside reads what is made inside, but for the result."""
     read = [name for layer in run.layers for name in layer.sources]
     return all(graph.readers.get(layer.result) == read.count(layer.result) for layer in run.layers[:-1])
+
+
+def _apart(layer: Layer, layers: list[Layer], graph: _Graph) -> str:
+    """Why a layer that there are units for is not in the run that was chosen."""
+    known = {node.name for other in layers for node in other.nodes}
+    for name in layer.sources:
+        for node in graph.nodes:
+            if node.name not in known and name in node.output:
+                return f"before it '{node.name}' ({node.op_type}) runs on the CPU, and the FPGA takes one run of layers"
+        for node in graph.nodes:
+            if node.name not in known and name in node.input:
+                return f"what it reads is read by '{node.name}' ({node.op_type}) on the CPU as well"
+    return "it does not adjoin the layers that run on the FPGA"
 
 
 def _connected(run: _Run) -> list[Stage]:

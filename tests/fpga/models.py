@@ -53,8 +53,11 @@ def mlp(sizes=(48, 24, 16, 10), seed=0):
     return finish(nodes, constants, [1, sizes[0]], name, [1, sizes[-1]])
 
 
-def cnn(seed=0, pads=0):
-    """A small network in the shape of CNV: 8-bit pixels, ±1 convolutions, max-pools of signs, dense ±1 layers."""
+def cnn(seed=0, pads=0, residual=False):
+    """A small network in the shape of CNV: 8-bit pixels, ±1 convolutions, max-pools of signs, dense ±1 layers.
+
+    ``residual``: floats of the first convolution are added to those of a third.
+    """
     random = np.random.default_rng(seed)
     constants = {"low": np.float32(0), "high": np.float32(1), "levels": np.float32(255)}
     nodes = [
@@ -73,6 +76,13 @@ def cnn(seed=0, pads=0):
             constants["n0_mean"] *= 60
         nodes += sign(f"n{number}", f"b{number}")
         name, channels, size = f"b{number}", outputs, size - 2 + 2 * pads
+        if number == 0 and residual:
+            constants["k"] = random.choice([-1.0, 1.0], (outputs, outputs, 1, 1)).astype(np.float32)
+            nodes.append(helper.make_node("Conv", [name, "k"], ["c"], name="conv"))
+            nodes.append(batch_norm("c", "n", outputs, random, constants))
+            nodes.append(helper.make_node("Add", ["n", f"n{number}"], ["both"], name="add"))
+            nodes += sign("both", "b")
+            name = "b"
         if number == 1:
             nodes.append(helper.make_node("MaxPool", [name], ["pooled"], kernel_shape=[2, 2], strides=[2, 2]))
             name, size = "pooled", size // 2
