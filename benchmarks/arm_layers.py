@@ -7,7 +7,8 @@
 
 A layer is a whole step of the device's program, as it stands in a network: it gathers windows, counts bits, and does what
 follows, to packed bits ("3x3", "1x1", "dense", "depthwise": batch norm and sign as one threshold) or to a float shortcut
-("residual": ReLU, batch norm, sum). Needs Debian's qemu-user and llvm; nothing here is measured on a board.
+and the bits of the next layer ("residual": ReLU, batch norm, sum, sign). Needs Debian's qemu-user and llvm; nothing here is
+measured on a board.
 """
 
 from __future__ import annotations
@@ -199,8 +200,9 @@ def render(facts: dict[str, Any]) -> str:
         "",
         "Each layer is one whole step of a compiled network, on one thread: windows gathered, bits counted, and what "
         'follows. "3x3", "1x1", "dense" and "depthwise" end in packed bits (batch norm and sign as one threshold), '
-        '"residual" in a float sum (ReLU, batch norm, shortcut; after the plus sign: packing its input where another step '
-        "does it). Instructions are exact, times are modelled (see [performance](performance.md)). A cell: "
+        '"residual" in a float sum (ReLU, batch norm, shortcut) and its signs, in one pass (after the plus sign: packing '
+        "its input where another step does it). Instructions are exact, times are modelled (see "
+        "[performance](performance.md)). A cell: "
         "binary MAC a cycle (part of the core's limit), executed instructions a MAC, ms. LLVM has no model of "
         "Cortex-A7: instructions alone.",
         "",

@@ -10,19 +10,21 @@ import onnx
 from onnx import helper
 
 from ..opset import DOMAIN, VIEWS, keeps_places, operand_lies
-from .kernel import Epilogue, EpilogueStep
+from .kernel import Epilogue, EpilogueStep, PackedCopy
 
 _TENSOR_OPS = {"Mul": "mul", "Add": "add", "Sub": "sub", "Div": "div"}
 
 
 @dataclass
 class Fused:
-    """An anchor with what its kernel does afterwards. ``extra`` names the residual tensors, ``output`` what it stores."""
+    """An anchor with what its kernel does afterwards. ``extra`` names the residual tensors, ``output`` what it stores;
+    ``copies`` are the nodes behind ``output`` that pack it, whose results the kernel stores too."""
 
     epilogue: Epilogue
     output: str
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
+    copies: list[onnx.NodeProto] = field(default_factory=list)
 
 
 def _per_channel(value: np.ndarray, rank: int, axis: int, channels: int) -> np.ndarray | None:
@@ -89,6 +91,26 @@ def read_epilogue(
         else:  # a transpose alone is not worth a kernel variant
             done.nodes, done.output = [anchor], anchor.output[0]
     return done
+
+
+def packed_copy(node: onnx.NodeProto, perm: Sequence[int], constants: Mapping[str, np.ndarray]) -> PackedCopy | None:
+    """A ``Pack`` or ``PackLevels`` as a copy that its input's writer makes, where it moves axes by ``perm``; else None."""
+    if node.domain != DOMAIN or node.op_type not in ("Pack", "PackLevels"):
+        return None
+    attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    threshold, flip = constants.get(node.input[1]), constants.get(node.input[2])
+    if list(attrs["perm"]) != list(perm) or threshold is None or flip is None:
+        return None
+    if node.op_type == "PackLevels":
+        return PackedCopy(threshold, flip, tuple(attrs["codes"]), int(attrs["planes"]))
+    if attrs["strict"] and threshold.dtype == np.int32:
+        if (threshold == np.iinfo(np.int32).max).any():
+            return None
+        threshold = threshold + np.int32(1)
+    elif attrs["strict"]:  # x > t is x >= the float after t; nothing is above +inf
+        after = np.nextafter(threshold, np.float32(np.inf))
+        threshold = np.where(np.isposinf(threshold), np.float32(np.nan), after)
+    return PackedCopy(threshold[None], flip)
 
 
 _CHANNEL_STEPS = frozenset({"mul", "add", "sub", "rsub", "relu", "prelu", "clip"})

@@ -33,7 +33,7 @@ ELEMENTWISE = frozenset({
 })  # fmt: skip
 """Operators that act on each element by itself, however the tensor lies."""
 
-PACKERS = frozenset({"Pack", "QuantizeMap"})
+PACKERS = frozenset({"Pack", "PackLevels", "QuantizeMap"})
 """Operators of ours that read floats, move the channels last and write few bits of each."""
 
 Attributes = Mapping[str, Any]

@@ -28,7 +28,7 @@ from ..opset import DOMAIN, REGISTRY, TensorType
 from ..targets import Target
 from . import pooling, sorting  # noqa: F401  they register their converters
 from .converters import CHECKS, CONVERTERS
-from .epilogue import Fused, float_chain, read_epilogue
+from .epilogue import Fused, float_chain, packed_copy, read_epilogue
 from .kernel import Epilogue, EpilogueStep, KernelCall
 from .layout import ELEMENTWISE, FIRST, LAST, PACKERS, Layout, constant_last, convert, physical
 from .program import DTYPES
@@ -104,6 +104,7 @@ class Importer:
         groups = self._groups()
         self._bare = {f.output: f.nodes[0] for f in groups if f.epilogue.kind == "float" and not f.epilogue.steps}
         self.layout = Layout(groups, self.types, self.constants, [out.name for out in graph.output])
+        groups = self._with_copies(groups)
         with self._bb.function("main", params=parameters):
             with self._bb.dataflow():
                 for fused in groups:
@@ -148,6 +149,29 @@ class Importer:
                 order.append(Fused(Epilogue(), node.output[0], [node]))
         return order
 
+    def _with_copies(self, groups: list[Fused]) -> list[Fused]:
+        """The groups, where those that store numbers channels last have taken in the nodes that pack these numbers."""
+        taken: set[int] = set()
+        for fused in groups:
+            anchor, epilogue = fused.nodes[0], fused.epilogue
+            last = self.layout.works_last(fused)
+            is_anchor = anchor.domain == DOMAIN and REGISTRY[anchor.op_type].anchor
+            if not is_anchor or epilogue.kind == "bits" or (epilogue.channels_first and not last):
+                continue
+            perm = LAST if last else range(len(self.types[fused.output].shape))
+            readers, copies = self.layout.readers.get(fused.output, []), []
+            for reader in readers:
+                node = reader.nodes[0]
+                copy = packed_copy(node, perm, self.constants) if len(reader.nodes) == 1 else None
+                if copy is not None and node.input[0] == fused.output:
+                    copies.append(copy)
+                    fused.copies.append(node)
+                    taken.add(id(reader))
+            # A packed model names its outputs: what nobody else reads is not stored.
+            kept = len(copies) < len(readers) or fused.output not in self.layout.free
+            fused.epilogue = replace(epilogue, copies=tuple(copies), kept=kept or not copies)
+        return [fused for fused in groups if id(fused) not in taken]
+
     def _is_float_layer(self, node: onnx.NodeProto) -> bool:
         """Whether a node is a float32 convolution over one or two axes, of a computed tensor with constant weights."""
         if node.domain or node.op_type != "Conv" or node.input[0] in self.constants:
@@ -161,8 +185,9 @@ class Importer:
         anchor = fused.nodes[0]
         as_last = self.layout.works_last(fused)
         if anchor.domain == DOMAIN:
-            results = [self._kernel(anchor, fused, as_last)]
-            outputs = [fused.output]
+            results = self._kernel(anchor, fused, as_last)
+            outputs = [fused.output] if fused.epilogue.kept else []
+            outputs += [node.output[0] for node in fused.copies]
         else:
             steps = fused.epilogue.steps
             if as_last:
@@ -174,7 +199,7 @@ class Importer:
             if lost := [name for name in anchor.output[len(results) :] if name]:
                 raise UnsupportedError(anchor.name, anchor.op_type, f"its output '{lost[0]}' is not computed")
             outputs, results = [name for name, _ in pairs if name], [expr for name, expr in pairs if name]
-        if not as_last and fused.output in self.layout.last:
+        if not as_last and fused.output in self.layout.last and not fused.copies:
             results[0] = relax.op.permute_dims(self._bb.emit(results[0]), LAST)
         item = len(self.items)
         for number, (name, expr) in enumerate(zip(outputs, results, strict=True)):
@@ -182,10 +207,11 @@ class Importer:
             self.hints[hint] = name
             self._nodes[name] = self._bb.emit(expr, name_hint=hint)
             self._check_type(anchor, name)
-        op = "+".join([anchor.op_type, *(n.op_type for n in fused.nodes[1:] if n.op_type not in ("Cast", "Transpose"))])
+        nodes = [*fused.nodes, *fused.copies]
+        op = "+".join([anchor.op_type, *(n.op_type for n in nodes[1:] if n.op_type not in ("Cast", "Transpose"))])
         # A twin's products are those of the layer before: they are the model's work once.
         macs = 0 if self._twin(anchor, fused) else count_macs(anchor, self.types)
-        self.items.append(Item(self._label(anchor), op, [n.name for n in fused.nodes], list(outputs), macs))
+        self.items.append(Item(self._label(anchor), op, [n.name for n in nodes], list(outputs), macs))
 
     def _label(self, node: onnx.NodeProto) -> str:
         """A short unique name for people: the torch module that a node came from, else the original node."""
@@ -294,8 +320,11 @@ class Importer:
             return None
         return other.input[0] if list(other.attribute) == list(node.attribute) else None
 
-    def _kernel(self, node: onnx.NodeProto, fused: Fused, last: bool) -> relax.Expr:
-        """An ``ai.xnorc`` operator with its epilogue, by our own kernel. ``last``: its feature maps lie channels last."""
+    def _kernel(self, node: onnx.NodeProto, fused: Fused, last: bool) -> list[relax.Expr]:
+        """An ``ai.xnorc`` operator with its epilogue, by our own kernel: all that it stores.
+
+        ``last``: its feature maps lie channels last.
+        """
         op = REGISTRY[node.op_type]
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if last and node.op_type in PACKERS:
@@ -321,6 +350,7 @@ class Importer:
             epilogue=epilogue,
             extra=tuple(map(kind, extra)),
             twin=None if twin is None else len(fused.extra),
+            copies=tuple(self.types[copy.output[0]] for copy in fused.copies),
         )
         try:
             write = getattr(importlib.import_module(f"..lower.kernels.{module}", __package__), function)
@@ -339,7 +369,11 @@ class Importer:
         if kernel.in_place:
             func = func.with_attr("xnorc.in_place", list(kernel.in_place))
         variable = self._bb.add_func(func, call.name)
-        return relax.call_tir(variable, arguments, relax.TensorType(call.output.shape, str(call.output.dtype)))
+        made = [relax.TensorType(kind.shape, str(kind.dtype)) for kind in call.outputs]
+        if len(made) == 1:
+            return [relax.call_tir(variable, arguments, made[0])]
+        all_ = self._bb.emit(relax.call_tir(variable, arguments, made))
+        return [relax.TupleGetItem(all_, i) for i in range(len(made))]
 
 
 def _reason(error: Exception) -> str:

@@ -71,4 +71,5 @@ def _type(kind: TensorType) -> str:
 
 def _epilogue(epilogue: Epilogue) -> list[Any]:
     steps = [[step.op, isinstance(step.p, int), step.lies and str(step.lies)] for step in epilogue.steps]
-    return [epilogue.kind, epilogue.channels_first, steps]
+    copies = [[len(copy.threshold), copy.planes] for copy in epilogue.copies]
+    return [epilogue.kind, epilogue.channels_first, steps, *([copies, epilogue.kept] if copies else [])]

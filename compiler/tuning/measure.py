@@ -59,6 +59,11 @@ def part_for(device: Device) -> str:
     return "shared" if device.name == "host" else "runner"
 
 
+def output_name(candidate: int, output: int) -> str:
+    """Name of what candidate ``candidate`` stores as its output ``output``."""
+    return f"output{candidate}_{output}"
+
+
 def program_of(layer: Layer, points: Sequence[Mapping[str, int]]) -> Program:
     """The program whose step i runs the layer's kernel with the choices ``points[i]``."""
     tensors: list[Tensor] = []
@@ -76,7 +81,6 @@ def program_of(layer: Layer, points: Sequence[Mapping[str, int]]) -> Program:
             tensors.append(Tensor(f"{argument[0]}{argument[1]}", kind, "input", len(inputs) - 1))
     kernels, steps, outputs = {}, [], []
     call = layer.template.call
-    size = int(np.prod(call.output.shape, dtype=np.int64))
     for number, point in enumerate(points):
         symbol = f"{NAME}_k{number}"
         kernel = layer.template.make(symbol, Knobs(point))
@@ -87,8 +91,13 @@ def program_of(layer: Layer, points: Sequence[Mapping[str, int]]) -> Program:
                 constants.append(own)
             else:
                 given.append(places[own])
-        outputs.append(len(tensors))
-        tensors.append(Tensor(f"output{number}", TensorType((size,), call.output.dtype), "output", number))
+        written = []
+        for i, kind in enumerate(call.outputs):
+            written.append(len(tensors))
+            size = int(np.prod(kind.shape, dtype=np.int64))
+            flat = TensorType((size,), kind.dtype)
+            tensors.append(Tensor(output_name(number, i), flat, "output", len(outputs) + i))
+        outputs += written
         kernels[symbol] = kernel.func.with_attr("xnorc.scheduled", 1)
         reads = list(dict.fromkeys(a.index for a in given if a.kind == "tensor"))
         steps.append(
@@ -96,9 +105,9 @@ def program_of(layer: Layer, points: Sequence[Mapping[str, int]]) -> Program:
                 f"candidate {number}",
                 layer.op,
                 [],
-                [Call(symbol, given, [outputs[-1]])],
+                [Call(symbol, given, written)],
                 reads,
-                [outputs[-1]],
+                written,
                 layer.macs,
             )
         )
@@ -123,8 +132,12 @@ def measure(layer: Layer, points: Sequence[Mapping[str, int]], target: Target, d
         from ..runtimes.cycles.model import step_seconds
 
         seconds = step_seconds(package, feeds)
-    outputs = [found[f"output{number}"].reshape(-1) for number in range(len(points))]
-    equal = [output.tobytes() == outputs[0].tobytes() for output in outputs]
+    kinds = layer.template.call.outputs
+    outputs = [
+        b"".join(np.ascontiguousarray(found[output_name(number, i)]).tobytes() for i in range(len(kinds)))
+        for number in range(len(points))
+    ]
+    equal = [output == outputs[0] for output in outputs]
     return Measured(seconds, equal)
 
 

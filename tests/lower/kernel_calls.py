@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import shutil
@@ -18,7 +19,7 @@ import pytest
 from tests.opset.cases import Case
 from xnorc import targets
 from xnorc.lower import link
-from xnorc.lower.kernel import Epilogue, EpilogueStep, Kernel, KernelCall
+from xnorc.lower.kernel import Epilogue, EpilogueStep, Kernel, KernelCall, PackedCopy
 from xnorc.opset import REGISTRY, TensorType, operand_lies, pack_bits
 
 
@@ -31,6 +32,13 @@ class Job:
     inputs: list[np.ndarray]
     expected: np.ndarray
     extra: list[np.ndarray] = field(default_factory=list)
+    copies: list[np.ndarray] = field(default_factory=list)
+    """Expected packed copies."""
+
+    @property
+    def outputs(self) -> list[np.ndarray]:
+        """Expected in all outputs, in their order."""
+        return [*([self.expected] if self.call.epilogue.kept else []), *self.copies]
 
     @property
     def arguments(self) -> list[np.ndarray]:
@@ -79,6 +87,7 @@ def make_job(name: str, case: Case, target: str = "host", epilogue: Epilogue | N
     op, attrs, inputs = case
     epilogue = epilogue or Epilogue()
     expected = np.ascontiguousarray(apply_epilogue(REGISTRY[op].reference(inputs, attrs), epilogue, extra))
+    copies = [packed_copy(expected, copy) for copy in epilogue.copies]
     known = range(1, len(inputs)) if constants is None else constants
     call = KernelCall(
         name=name,
@@ -90,10 +99,41 @@ def make_job(name: str, case: Case, target: str = "host", epilogue: Epilogue | N
         target=targets.get(target),
         epilogue=epilogue,
         extra=tuple(TensorType.of(x) for x in extra),
+        copies=tuple(TensorType.of(copy) for copy in copies),
     )
     module, function = REGISTRY[op].kernel.split(":")
     kernel = getattr(importlib.import_module(f"xnorc.lower.kernels.{module}"), function)(call)
-    return Job(call, kernel, list(inputs), expected, list(extra))
+    return Job(call, kernel, list(inputs), expected, list(extra), copies)
+
+
+def packed_copy(value: np.ndarray, copy: PackedCopy) -> np.ndarray:
+    """What a packed copy means, by the reference of ``PackLevels``; of a sign without the axis of planes."""
+    attrs = {"perm": list(range(value.ndim)), "codes": list(copy.codes), "planes": copy.planes}
+    made = REGISTRY["PackLevels"].reference([value, copy.threshold, copy.flip], attrs)
+    return made[0] if copy.codes == (0, 1) else made
+
+
+def with_copies(rng: np.random.Generator, job: Job, kept: bool) -> Job:
+    """The same layer with a sign and with levels of what it makes, its own values among the thresholds."""
+    value, epilogue = job.expected, job.call.epilogue
+    channels = value.shape[-1]
+    some = rng.permutation(value.reshape(-1))
+    few = np.sort(some[rng.integers(0, some.size, (3, channels))], axis=0)
+    few[1] = few[0] + (few[2] - few[0]) // 2 if value.dtype == np.int32 else few[1]
+    flip = rng.integers(0, 2, channels).astype(np.uint8)
+    few = np.where(flip, few[::-1], few)
+    zero = np.zeros((1, 1), value.dtype)
+    copies = (
+        PackedCopy(few[:1], flip),
+        PackedCopy(few, flip, (0, 1, 3, 2), 2),
+        PackedCopy(zero, np.zeros(1, np.uint8)),
+        PackedCopy(np.concatenate([zero, zero + 1]), np.ones(1, np.uint8) * 0, (3, 0, 5), 3),
+    )
+    copies = tuple(copies[i] for i in rng.permutation(4)[: rng.integers(1, 4)])
+    call = job.call
+    case = (call.op, dict(call.attrs), job.inputs)
+    epilogue = dataclasses.replace(epilogue, copies=copies, kept=kept)
+    return make_job(call.name, case, call.target.name, epilogue, job.extra, tuple(call.constants))
 
 
 def bits_epilogue(rng: np.random.Generator, channels: int, k: int) -> Epilogue:
@@ -162,9 +202,16 @@ def run_here(job: Job) -> np.ndarray:
     from xnorc.lower import tir
 
     library = tvm.compile(job.kernel.func, tir.tvm_target(job.call.target))
-    out = tvm.runtime.tensor(np.full(job.expected.shape, 77, job.expected.dtype))
-    library[job.call.name](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in job.arguments], out)
-    return out.numpy()
+    outs = [tvm.runtime.tensor(np.full(value.shape, 77, value.dtype)) for value in job.outputs]
+    library[job.call.name](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in job.arguments], *outs)
+    return joined([out.numpy() for out in outs])
+
+
+def joined(outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The output of a kernel; of a kernel with several, all their bytes in a row."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return np.concatenate([np.ascontiguousarray(out).reshape(-1).view(np.uint8) for out in outputs])
 
 
 RUNTIME = """
@@ -222,18 +269,21 @@ def run_emulated(jobs: Sequence[Job], folder: Path) -> list[np.ndarray]:
     lines = [RUNTIME]
     body = []
     for job in jobs:
-        sizes = [a.nbytes for a in (*job.arguments, job.expected)]
+        sizes = [a.nbytes for a in (*job.arguments, *job.outputs)]
         lines.append(f"int32_t {job.call.name}({', '.join(['void *'] * len(sizes))});")
         calls = ", ".join(f"a[{i}]" for i in range(len(sizes)))
         takes = ", ".join(f"take({size})" for size in sizes)
-        give = f"give(a[{len(sizes) - 1}], {sizes[-1]});"
+        first = len(job.arguments)
+        give = " ".join(f"give(a[{first + i}], {size});" for i, size in enumerate(sizes[first:]))
         body.append(f"  {{ void *a[] = {{{takes}}}; if ({job.call.name}({calls})) return 5; {give} }}")
     (folder / "main.c").write_text("\n".join([*lines, "int main(void) {", *body, "  return 0;", "}"]) + "\n")
     command = [sys.executable, "-m", "ziglang", "cc", "-target", target.static_triple, *link.FLAGS,
                "-w", "-static", "-o", "run", "main.c", "kernels.o"]  # fmt: skip
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
     request = b"".join(
-        np.ascontiguousarray(a).tobytes() for job in jobs for a in (*job.arguments, np.full_like(job.expected, 77))
+        np.ascontiguousarray(a).tobytes()
+        for job in jobs
+        for a in (*job.arguments, *(np.full_like(value, 77) for value in job.outputs))
     )
     done = subprocess.run(
         [qemu, "-cpu", target.qemu_cpu, str(folder / "run")], input=request, capture_output=True, timeout=300
@@ -241,17 +291,33 @@ def run_emulated(jobs: Sequence[Job], folder: Path) -> list[np.ndarray]:
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-500:]!r}"
     outputs, place = [], 0
     for job in jobs:
-        data = np.frombuffer(done.stdout, job.expected.dtype, job.expected.size, place)
-        outputs.append(data.reshape(job.expected.shape))
-        place += job.expected.nbytes
+        made = []
+        for value in job.outputs:
+            made.append(np.frombuffer(done.stdout, value.dtype, value.size, place).reshape(value.shape))
+            place += value.nbytes
+        outputs.append(joined(made))
     assert place == len(done.stdout)
     return outputs
 
 
 def check(job: Job, got: np.ndarray) -> None:
     """Bit for bit, but for the sign of zero (``relu`` may give either)."""
-    same = got == job.expected
+    if len(job.outputs) > 1:  # floats in a row of bytes: both zeros are the same there too
+        got, expected = (joined(zeros_alike(job, value)) for value in (got, joined(job.outputs)))
+    else:
+        (expected,) = job.outputs
+    same = got == expected
     assert same.all(), f"{job.call.name} {job.call.op} {dict(job.call.attrs)}: {(~same).sum()} of {same.size} differ"
+
+
+def zeros_alike(job: Job, data: np.ndarray) -> list[np.ndarray]:
+    """The outputs in a row of bytes, with +0 for both zeros of floats."""
+    found, place = [], 0
+    for value in job.outputs:
+        one = data[place : place + value.nbytes].copy().view(value.dtype)
+        found.append(np.where(one == 0, np.zeros((), value.dtype), one))
+        place += value.nbytes
+    return found
 
 
 def describe(value: Any) -> str:

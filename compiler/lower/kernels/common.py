@@ -84,10 +84,17 @@ class Function:
 
     def output(self) -> Flat:
         """The output, and with it the end of the parameters: only now do they become readable."""
-        out = self._parameter("out", self.call.output.shape, self.call.output.dtype)
+        return self.outputs()[0]
+
+    def outputs(self) -> list[Flat]:
+        """All outputs, where there are several: as ``KernelCall.outputs`` has them."""
+        made = [
+            self._parameter(f"out{i}" if i else "out", kind.shape, kind.dtype)
+            for i, kind in enumerate(self.call.outputs)
+        ]
         for flat, size in self._parameters:
             flat.buffer = T.decl_buffer((size,), flat.dtype, data=flat.buffer.data)
-        return out
+        return made
 
     def kernel(self, in_place: Sequence[int] = ()) -> Kernel:
         """What was built. ``in_place``: extra tensors that the output may lie on top of."""

@@ -13,7 +13,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ...opset import pack_bits, packed_bytes
+from ...opset import packed_bytes
 from ..kernel import Kernel, KernelCall
 from .common import (
     Expr,
@@ -31,6 +31,7 @@ from .common import (
     tiles,
     typed,
 )
+from .copies import plane_starts
 from .elementwise import (
     FLOAT_INFINITY,
     FLOAT_SIGN,
@@ -78,16 +79,6 @@ class Limits:
         return tirx.And(outcome, key <= number(FLOAT_INFINITY, "int32", lanes)) if self.as_keys else outcome
 
 
-def _start(flip: np.ndarray, channels: int, codes: np.ndarray, planes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The planes before any step, uint8 ``[planes, bytes]``, and which planes a step changes, bool ``[T, planes]``."""
-    bits = (codes[:, None] >> np.arange(planes)) & 1
-    changes = bits[1:] != bits[:-1]
-    flips = np.broadcast_to(flip, (channels,)).astype(bool)
-    odd = changes.sum(0) % 2 == 1
-    start = np.stack([pack_bits(np.full(channels, bits[0, p], bool) ^ (flips & odd[p])) for p in range(planes)])
-    return start, changes
-
-
 def pack_levels(call: KernelCall) -> Kernel:
     """``PackLevels``: comparison, code and transposition in one pass over the input."""
     x, perm, planes = call.inputs[0], list(call.attrs["perm"]), int(call.attrs["planes"])
@@ -96,7 +87,7 @@ def pack_levels(call: KernelCall) -> Kernel:
     source = strides(x.shape)
     shape = [x.shape[axis] for axis in perm]
     channels, count = shape[-1], threshold.shape[0]
-    start, changes = _start(flip, channels, np.asarray(call.attrs["codes"], np.int64), planes)
+    start, changes = plane_starts(flip, channels, np.asarray(call.attrs["codes"], np.int64), planes)
     plane_bytes = math.prod(shape[:-1]) * packed_bytes(channels)
     rows = [
         Axis(size, source[perm[j]], step)

@@ -31,8 +31,7 @@ from .common import (
     pieces,
     shuffle,
 )
-
-CHANNELS = 8
+from .copies import CHANNELS, Copies
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,10 @@ class Output:
                 (s, self._parameter(fn, f"p{i}", s.p, s.lies), self._parameter(fn, f"q{i}", s.q))
                 for i, s in enumerate(epilogue.steps)
             ]
-        self.out = fn.output()
+        self.copies = Copies(fn, self.width, pixels)
+        outs = fn.outputs()
+        self.out = outs.pop(0) if epilogue.kept else None
+        self.copies.outs = outs
 
     def _limits(self, corrections: np.ndarray, threshold: np.ndarray, bits: int) -> np.ndarray:
         """What counts are compared with, ``[classes, width]``; channels past the last never fire."""
@@ -149,6 +151,8 @@ class Output:
 
     def residuals(self) -> list[int]:
         """Extra tensors of the output's shape and layout: element i is read for element i of the output, and only then."""
+        if self.out is None:
+            return []
         whole = [int(s.p) for s, _, _ in self.steps if isinstance(s.p, (int, np.integer)) and s.lies is None]
         return [index for index in whole if whole.count(index) == 1]
 
@@ -201,10 +205,15 @@ class Output:
         return broadcast(self.bases.load(tile.classes[p]), CHANNELS) + number(2, self.arithmetic, CHANNELS) * entry
 
     def _integers(self, tile: Finished, count: int) -> None:
-        for p, acc in enumerate(self._accumulators(tile)):
+        accs = self._accumulators(tile)
+        made = self.copies.gather(len(accs), count, CHANNELS)
+        for p, acc in enumerate(accs):
             place = (tile.image * self.pixels + tile.pixel + p) * self.channels + tile.block * CHANNELS
             for first, lanes in pieces(count, CHANNELS):
-                self.out.store(place + first, part(acc, first, lanes), lanes)
+                made.take(p, first, lanes, part(acc, first, lanes))
+                if self.out is not None:
+                    self.out.store(place + first, part(acc, first, lanes), lanes)
+        self.copies.store(made, tile.image * self.pixels + tile.pixel, tile.block)
 
     def _float(self, tile: Finished, count: int) -> None:
         known = tile.counts[0] is None
@@ -220,16 +229,19 @@ class Output:
                     value = None if known else cast(shuffle(accs, row[first : first + lanes]), "float32", lanes)
                     self._run(value, lanes, place + first, Spot(tile.image, channel + c, tile.pixel + first), True)
             return
+        made = self.copies.gather(len(accs), count, widest)
         for p, acc in enumerate(accs):
             place = (tile.image * self.pixels + tile.pixel + p) * self.channels + channel
             for first, lanes in pieces(count, widest):
                 value = None if known else cast(part(acc, first, lanes), "float32", lanes)
-                self._run(value, lanes, place + first, Spot(tile.image, channel + first, tile.pixel + p), False)
+                spot = Spot(tile.image, channel + first, tile.pixel + p)
+                made.take(p, first, lanes, self._run(value, lanes, place + first, spot, False))
+        self.copies.store(made, tile.image * self.pixels + tile.pixel, tile.block)
 
-    def _run(self, value: Expr, lanes: int, place: Expr, spot: Spot, same_channel: bool) -> None:
+    def _run(self, value: Expr, lanes: int, place: Expr, spot: Spot, same_channel: bool) -> Expr:
         """All steps on ``lanes`` values that are stored side by side at ``place``: the first is that of ``spot``.
 
-        ``value`` of None: it is what the first step adds.
+        Gives the final values. ``value`` of None: it is what the first step adds.
         """
 
         def read(parameter: Flat | float | None, source: np.ndarray | int | None, lies: Lies | None = None) -> Expr:
@@ -250,7 +262,9 @@ class Output:
             value = T.Bind(self.steps[0][1].load(place, lanes))
         for step, p, q in self.steps:
             value = T.Bind(apart(apply(step.op, value, read(p, step.p, step.lies), read(q, step.q), lanes), lanes))
-        self.out.store(place, value, lanes)
+        if self.out is not None:
+            self.out.store(place, value, lanes)
+        return value
 
     def _offset(self, lies: Lies, spot: Spot, channels_first: bool) -> Expr:
         """Where an operand has its element for ``spot``; see ``Lies``."""
