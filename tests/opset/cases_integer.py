@@ -11,14 +11,14 @@ from .cases import Case
 
 def integer_conv_case(
     rng: np.random.Generator, *, n=1, h=6, w=7, channels=16, out=8, kernel=(3, 3), strides=(1, 1), dilations=(1, 1),
-    pads=(1, 1, 1, 1), group=1, dtype="int8", shift=None, extreme=False,
+    pads=(1, 1, 1, 1), group=1, dtype="int8", shift=None, extreme=False, least=-128,
 ) -> Case:  # fmt: skip
     kind = np.iinfo(dtype)
     attrs = {"group": group, "strides": list(strides), "dilations": list(dilations), "pads": list(pads)}
     x = rng.integers(kind.min, kind.max + 1, (n, h, w, channels)).astype(dtype)
-    weight = rng.integers(-128, 128, (out, *kernel, channels // group)).astype(np.int8)
+    weight = rng.integers(least, 128, (out, *kernel, channels // group)).astype(np.int8)
     if extreme:
-        x[:], weight[:] = kind.min or kind.max, -128
+        x[:], weight[:] = kind.min or kind.max, least
     extra = [] if shift is None else [np.array([shift], np.int32)]
     return ("IntegerConv" if shift is None else "SwitchedConv"), attrs, [x, weight, *extra]
 
@@ -42,6 +42,11 @@ def cases(seed: int) -> Iterator[Case]:
     yield integer_conv_case(rng, channels=13, out=5, dtype="uint8", strides=(2, 1), pads=(0, 2, 1, 0), n=2)
     yield integer_conv_case(rng, channels=12, out=24, group=3, dilations=(2, 1), pads=(2, 1, 2, 1))
     yield integer_conv_case(rng, channels=10, out=10, group=10)
+    for channels, least in ((32, -127), (21, -128)):  # depthwise
+        sizes = {"channels": channels, "out": channels, "group": channels, "least": least}
+        yield integer_conv_case(rng, **sizes, h=14, w=11, n=2, strides=(2, 2))
+        yield integer_conv_case(rng, **sizes, kernel=(5, 2), pads=(2, 0, 3, 1), dilations=(1, 2), dtype="uint8")
+        yield integer_conv_case(rng, **sizes, extreme=True)
     yield integer_conv_case(rng, channels=3, out=9, kernel=(1, 1), pads=(0, 0, 0, 0))
     yield integer_conv_case(rng, channels=512, out=8, h=2, w=2, extreme=True)
     yield integer_conv_case(rng, channels=512, out=8, h=2, w=2, dtype="uint8", extreme=True)

@@ -15,6 +15,7 @@ from tvm.tirx.script import builder as T
 
 from ...opset import unpack_bits
 from ..kernel import Kernel, KernelCall
+from . import int_depthwise
 from .common import (
     Expr,
     Flat,
@@ -189,8 +190,12 @@ def _conv(call: KernelCall, switched: bool) -> Kernel:
         height=height, width=width, bytes=channels, out_width=out_width, kernel=(kh, kw), strides=(sh, sw),
         dilations=(dh, dw), pads=pads,
     )  # fmt: skip
+    pixels = out_height * out_width
+    if not switched and int_depthwise.suits(call, weights):
+        taps = weights.reshape(out, kh * kw)
+        return int_depthwise.make(call, _product(images, pixels, gather, window, [0], taps), taps)
     wide = widen(weights.reshape(out, kh * kw, every), group, segments, window)
-    return make(call, _product(images, out_height * out_width, gather, window, segments, wide), switched)
+    return make(call, _product(images, pixels, gather, window, segments, wide), switched)
 
 
 def _gemm(call: KernelCall, weights: np.ndarray, switched: bool = False, ternary: bool = False) -> Kernel:

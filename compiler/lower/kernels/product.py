@@ -116,7 +116,7 @@ def rows_of_task(pixels: int, lanes: int, most: int) -> int:
     most = max(1, most // lanes)
     if whole + (rest > 0) <= most:
         return (whole + (rest > 0)) * lanes
-    good = [n for n in range(most, 0, -1) if not rest or whole % n]
+    good = [n for n in (*range(most, 0, -1), *range(most + 1, whole + 1)) if not rest or whole % n]
     return (good[0] if good else whole + 1) * lanes
 
 
