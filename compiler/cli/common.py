@@ -319,16 +319,16 @@ def device_options(function: F) -> F:
     )(function)
 
 
-def console() -> Console:
-    """Where tables go: stdout, 100 columns wide when it is not a terminal."""
+def console(width: int = _WIDTH) -> Console:
+    """Where tables go: stdout, ``width`` columns wide when it is not a terminal."""
     from rich.console import Console as Base
 
     class Console(Base):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # rich would exit with 1, which here means that a check failed
 
-    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH
-    return Console(width=width, highlight=False, soft_wrap=False)
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS")
+    return Console(width=None if known else width, highlight=False, soft_wrap=False)
 
 
 def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:

@@ -10,6 +10,9 @@ from ..errors import InputError
 from ..package import Package, load
 from .common import FILE, check_writable, console, device_options, progress, read_feeds, verb, write_json
 
+_WIDE = 140
+"""Columns of a table that goes to a file: layers have long names and many figures."""
+
 
 @verb("run", "Run a package on input data.", "xnorc run model.xnorc --input images.npz -o outputs.npz --device qemu")
 @click.argument("package", type=FILE)
@@ -82,7 +85,7 @@ def bench_verb(
             warmup=warmup,
             progress=lambda done, total: say(f"{done} of {total}"),
         )
-    show(result, console())
+    show(result, console(_WIDE))
     write_json(json_file, result.to_json())
 
 
@@ -93,5 +96,5 @@ def _model_cycles(package: Package, device: str, threads: int, json_file: Path |
         raise InputError("--cycles models one thread on an emulated board: use it with --device qemu and --threads 1")
     with progress(f"counting the instructions of {package.name}"):
         result = model_cycles(package)
-    show(result, console())
+    show(result, console(_WIDE))
     write_json(json_file, result.to_json())
