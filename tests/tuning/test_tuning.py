@@ -12,6 +12,7 @@ import pytest
 
 import xnorc
 from tests.passes.mini import Net
+from tests.runtimes.sshd import Server, needs_sshd
 from tests.test_cli import good
 from tests.test_cli import xnorc as command
 from xnorc import targets
@@ -93,6 +94,18 @@ def test_tuning_on_the_host_keeps_every_bit(tmp_path: Path) -> None:
     again = Tuning(Records.read(file), "host", 4)
     assert xnorc.compile(model, tune=again).member("lib/runner") == tuned.member("lib/runner")
     assert [done.reason for done in again.done] == ["tuned before"] * len(tuning.done)
+
+
+@needs_sshd
+def test_tuning_over_ssh(server: Server, tmp_path: Path) -> None:
+    """Candidates are compiled here, and run and timed where the device is."""
+    onnx.save(net(), tmp_path / "net.onnx")
+    file, arguments = tmp_path / "tuned.json", ("--device", server.url, "--trials", 2, "-o", tmp_path / "net.xnorc")
+    good("compile", tmp_path / "net.onnx", "--tune", "--tuned", file, *arguments)
+    layers = Records.read(file).layers.values()
+    assert len(layers) == 3 and all(layer.us > 0 and layer.trials == 2 for layer in layers)
+    assert server.folders() == [], "nothing is left there"
+    good("validate", tmp_path / "net.xnorc")
 
 
 @pytest.mark.slow
