@@ -2,8 +2,9 @@
 
 A kernel's rate is what it reaches on a 3x3 layer of 128 channels at 28x28, everything it does included: modelled for Arm
 cores (``xnorc bench --cycles``), measured on a Zen 3 for AVX2, scaled by the width of the vector units for the others.
-``n`` planes of activations times ``m`` of weights take n·m passes over bits but one over 8-bit integers, for which every
-task decodes the planes of the weights that it uses. So bits win for few planes and integers for many.
+``n`` planes of activations times ``m`` of weights take n·m passes over bits, about half as many of lookups, but one over
+8-bit integers, for which every task decodes the planes of the weights that it uses. So bits win for few planes and
+integers for many.
 
 ``xnorc explain MODEL --costs TARGET`` prints the table.
 """
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import onnx
 
 KERNELS = ("popcount", "table", "int8", "float32")
+PAIR = 1.25
+"""What a pass of lookups of two planes costs, in passes of one."""
 DECODED_BYTES = 32 << 10
 """Decoded rows that a task keeps."""
 MOST_DECODED, FEWEST_DECODED = 64, 16
@@ -86,11 +89,13 @@ def pixels_decoded_for(terms: int) -> int:
 def cycles(target: Target, work: Work) -> dict[str, float | None]:
     """Kernel → cycles of a layer; None where this core or this layer has it not."""
     core, passes = rates(target), work.x_planes * work.w_planes
-    looked_up = core.table if passes == 1 and work.channels >= 32 and work.pixels > 1 else None
+    looked_up = core.table if work.channels >= 32 and work.pixels > 1 else None
+    # A table holds what two planes of activations count; byte lanes hold fewer of its entries.
+    lookups = (work.x_planes // 2 * PAIR + work.x_planes % 2) * work.w_planes
     decoding = work.w_planes / (core.decode * min(work.pixels, pixels_decoded_for(work.terms)))
     return {
         "popcount": work.macs * passes / core.popcount,
-        "table": None if looked_up is None else work.macs / looked_up,
+        "table": None if looked_up is None else work.macs * lookups / looked_up,
         "int8": work.macs * (1 / core.int8 + decoding) if passes > 1 else None,
         "float32": work.macs / core.float32,
     }

@@ -12,13 +12,22 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.lower.kernel_calls import Job, bits_epilogue, check, float_job, make_job, run_emulated, run_here
+from tests.lower.kernel_calls import (
+    Job,
+    bits_epilogue,
+    check,
+    float_job,
+    make_job,
+    run_emulated,
+    run_here,
+    with_copies,
+)
 from tests.opset.cases_levels import serial_conv_case, serial_gemm_case
 from tests.passes.mini import RealNet
 from xnorc import targets
 from xnorc.cli import app
 from xnorc.lower import costs
-from xnorc.lower.kernels import decoded_product
+from xnorc.lower.kernels import decoded_product, plane_tables
 
 
 def layer(x: int, w: int, pixels: int = 784) -> costs.Work:
@@ -30,7 +39,8 @@ def test_bits_for_few_planes_integers_for_many(name: str) -> None:
     target = targets.get(name)
     assert costs.choose(target, layer(1, 1)) in ("popcount", "table")
     assert costs.choose(target, layer(1, 1, pixels=1)) == "popcount"
-    assert costs.choose(target, layer(2, 1)) == "popcount"
+    assert costs.choose(target, layer(2, 1)) == ("table" if costs.rates(target).table else "popcount")
+    assert costs.choose(target, layer(2, 1, pixels=1)) == "popcount"
     assert costs.choose(target, layer(8, 8)) == "int8"
     order = [costs.choose(target, layer(n, m)) for n, m in ((1, 2), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8))]
     assert order == sorted(order, key=lambda kernel: kernel == "int8"), "once integers win, they win for more planes"
@@ -84,6 +94,45 @@ def test_decoded_planes_give_the_same_sums() -> None:
             return data.draw(st.integers(low, high))
 
         one = job(draw, np.random.default_rng(draw(0, 1000)), 0, "host")
+        check(one, run_here(one))
+
+    run()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_tables_of_planes_give_the_same_sums(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
+    """Every number of planes and kind of coefficients; the largest sums of a byte lane."""
+    if "avx2" not in targets.get("host").features:
+        pytest.skip("lookups are for AVX2")
+    monkeypatch.setattr(plane_tables, "_cheapest", lambda *given: True)
+
+    @given(data=st.data())
+    @settings(max_examples=6, deadline=None)
+    def run(data: st.DataObject) -> None:
+        def draw(low: int, high: int) -> int:
+            return data.draw(st.integers(low, high))
+
+        rng = np.random.default_rng(draw(0, 1000))
+        if not wide:
+            one = job(draw, rng, 0, "host")
+        else:
+            n, m, bipolar = draw(1, 4), draw(1, 2), draw(0, 1)
+            x_coeffs = data.draw(st.lists(st.sampled_from([1, 2, 3, 4, 8, -1, -2, -8]), min_size=n, max_size=n))
+            case = serial_conv_case(
+                rng, n=1, h=4, w=5, channels=draw(100, 300), out=draw(25, 100), x_coeffs=x_coeffs, x_offset=draw(-2, 2),
+                w_coeffs=[1, 2][:m], bipolar=bipolar,
+            )  # fmt: skip
+            op, attrs, (x, w) = case
+            tail = np.packbits(np.ones(attrs["channels"], np.uint8), bitorder="little")
+            if draw(0, 1):
+                x = np.broadcast_to(tail, x.shape).copy()
+                w = np.broadcast_to(0 if bipolar and draw(0, 1) else tail, w.shape).astype(np.uint8)
+            kind = draw(0, 2)
+            case = (op, attrs, [x, w])
+            if kind == 2:
+                one = with_copies(rng, float_job("k0", case, rng, "host", channels_first=False), True)
+            else:
+                one = make_job("k0", case, "host", bits_epilogue(rng, w.shape[1], 500) if kind else None)
         check(one, run_here(one))
 
     run()

@@ -181,9 +181,11 @@ def bit_serial_conv(call: KernelCall) -> Kernel:
 
 
 def _fastest(call: KernelCall, serial: Serial, fixed: np.ndarray) -> Kernel:
-    """On bits, plane by plane, or on integers, whichever costs less; ``fixed`` is what only bits need added."""
-    from . import decoded_product
+    """By lookups, on bits plane by plane, or on integers, whichever costs less; ``fixed`` is what only bits need added."""
+    from . import decoded_product, plane_tables
 
+    if plane_tables.suits(call, serial):
+        return plane_tables.make(call, serial)
     if serial.masks is None and decoded_product.suits(call, serial.product, serial.factors.shape):
         return decoded_product.make(call, serial, serial.product.corrections - fixed)
     return make(call, serial)

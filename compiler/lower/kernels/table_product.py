@@ -133,14 +133,15 @@ def spread(rows: Flat, places: Flat, count: Expr) -> None:
 
 def lookups(
     table: Flat, places: Flat, starts: Sequence[Expr], weights: Flat, place: Expr, cut: Plan, groups: Groups,
-    totals: Flat, first: int,
+    totals: Flat, first: int, longest: int = LONGEST,
 ) -> None:  # fmt: skip
     """Count for a few pixels and a group: ``totals[(first + p) · width + channel]`` is set, uint16.
 
-    ``starts[p]`` is where pixel p's places begin, ``place`` where the group's weights do.
+    ``starts[p]`` is where pixel p's places begin, ``place`` where the group's weights do; the entries of ``longest`` bytes
+    fit a byte lane.
     """
     width, pixels = groups.width, range(len(starts))
-    rounds = -(-cut.row_bytes // LONGEST)
+    rounds = -(-cut.row_bytes // longest)
     each = -(-cut.row_bytes // rounds)
     nibble = number(15, "uint8", LANES)
     part = scratch(len(starts) * width, "uint8")
