@@ -17,6 +17,7 @@ from ...errors import TargetError, ToolError
 from . import cache
 from .boards import Board
 from .contents import outside
+from .netlist import REPEATED, cells_by_type, loosen, merge
 from .outreg import absorb
 from .resources import modules, used
 from .tools import NEXTPNR, PACK, YOSYS, Progress, run
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _MEMORY_MHZ = 90.0
 """Above it, a block RAM of the ECP5 gets its output register: without, it takes more than half a cycle; see ``outreg``."""
+_REFINED = 1
+"""To be raised when what ``refine`` and ``absorb`` do changes: builds are kept by it."""
 _SECONDS = 4 * 3600.0
 _SOURCE = "yosys.v"
 """What yosys reads: ``top.v`` with its memories' contents in files."""
@@ -52,11 +55,14 @@ class TimingError(TargetError):
     """A design is routed but slower than its clock. ``report`` is that of the build."""
 
     def __init__(self, report: dict[str, Any]) -> None:
-        wanted, reached = report["clock_mhz"], report["fmax_mhz"]
-        super().__init__(
-            f"the design reaches {reached:.1f} MHz on board '{report['board']}', its clock is {wanted:g} MHz: "
-            f"give it a clock of at most {int(reached)} MHz"
-        )
+        wanted, reached, link = report["clock_mhz"], report["fmax_mhz"], report.get("link")
+        if reached < wanted or link is None:
+            said = f"the design reaches {reached:.1f} MHz on board '{report['board']}', its clock is {wanted:g} MHz: "
+            said += f"give it a clock of at most {int(reached)} MHz"
+        else:
+            said = f"the link reaches {link['fmax_mhz']:.1f} MHz on board '{report['board']}', its clock is "
+            said += f"{link['clock_mhz']:g} MHz: try another seed"
+        super().__init__(said)
         self.report = report
 
 
@@ -82,8 +88,8 @@ def build(
 ) -> Build:
     """The bitstream of ``top``. ``options``: more for yosys' ``synth_<family>``; ``seed``: of the placer.
 
-    The report (plain JSON): ``board``, ``clock_mhz``, ``fmax_mhz`` (after routing), ``resources`` (name → used and
-    available), ``modules`` (path of a module → LUTs, carries, flip-flops, memories below it), ``critical_path``
+    The report (plain JSON): ``board``, ``clock_mhz``, ``fmax_mhz`` (after routing), ``link`` (the same two of the link's
+    clock, where it has one of its own), ``resources`` (name → used and available), ``modules`` (path of a module → LUTs, carries, flip-flops, memories below it), ``critical_path``
     (a line for each cell), ``tools``, ``seconds`` (that each took), ``cpu_seconds`` (of the processor, likewise),
     ``bitstream`` (file, bytes). Raises ``FitError``, ``TimingError`` (unless ``allow_slow``), ``ToolError``.
     """
@@ -96,7 +102,16 @@ def build(
             "verilog": verilog,
             "constraints": constraints,
             "options": json.dumps(
-                [_MEMORY_MHZ, board.name, mhz, _SYNTH[board.family], options, seed, board.device, versions]
+                [
+                    _REFINED,
+                    _MEMORY_MHZ,
+                    board.name,
+                    mhz,
+                    synthesis(board.family, "top", options),
+                    seed,
+                    board.device,
+                    versions,
+                ]
             ),
         }
     )
@@ -108,7 +123,7 @@ def build(
             (folder / _SOURCE).write_text(outside(verilog, folder))
             (folder / f"top.{suffix}").write_text(constraints)
             _tools(board, folder, mhz, options, seed, progress, seconds, taken, busy)
-            report = {**_report(board, folder, mhz, versions), "seconds": dict(taken), "cpu_seconds": busy}
+            report = {**_report(top, folder, versions), "seconds": dict(taken), "cpu_seconds": busy}
             (folder / "report.json").write_text(json.dumps(report, indent=1))
             for leftover in (_SOURCE, "top.json", "routed.json", "top.config", "top.asc", "contents*.hex"):
                 for unneeded in folder.glob(leftover):
@@ -116,10 +131,28 @@ def build(
     found = cache.find("build", name)
     assert found is not None
     report = json.loads((found / "report.json").read_text())
-    if report["fmax_mhz"] < mhz and not allow_slow:
+    if not allow_slow and any(clock["fmax_mhz"] < clock["clock_mhz"] for clock in (report, report.get("link", report))):
         raise TimingError(report)
     file = f"top.{_SUFFIX[board.family]}"
     return Build((found / file).read_bytes(), file, report, verilog, taken)
+
+
+def synthesis(family: str, top: str, options: str = "") -> str:
+    """yosys' commands for a design that it has read, which make a flat netlist of a chip's cells.
+
+    ECP5: a module that occurs many times is synthesized once; see ``netlist``.
+    """
+    synth = f"{_PREPARE.get(family, '')}{_SYNTH[family]} -top {top} {options}"
+    if family != "ecp5":
+        return synth
+    mark, unmark = (f"setattr -mod {how} {REPEATED}*" for how in ("-set keep_hierarchy 1", "-unset keep_hierarchy"))
+    return f"{mark}; {synth}; {unmark}; flatten; opt_clean"
+
+
+def refine(netlist: dict[str, Any], top: str = "top") -> None:
+    """What is done to the ECP5's netlists before they are placed or counted, in place."""
+    merge(netlist, top)
+    loosen(netlist, top)
 
 
 def _tools(
@@ -139,16 +172,18 @@ def _tools(
         busy[tool.name] = round(spent, 1)
         return text
 
-    synth = f"{_PREPARE.get(board.family, '')}{_SYNTH[board.family]} -top top {options}"
-    step(YOSYS, "-p", f"read_verilog {_SOURCE}; {synth}; write_json top.json; tee -q -o stat.json stat -json")
-    needs = used(json.loads((folder / "stat.json").read_text()), board.family)
+    step(YOSYS, "-p", f"read_verilog {_SOURCE}; {synthesis(board.family, 'top', options)}; write_json top.json")
+    netlist = json.loads((folder / "top.json").read_text())
+    if board.family == "ecp5":
+        refine(netlist)
+        if mhz > _MEMORY_MHZ:
+            absorb(netlist)
+        (folder / "top.json").write_text(json.dumps(netlist))
+    needs = used(cells_by_type(netlist), board.family)
     has = dict(board.capacity)
     if any(count > has.get(name, count) for name, count in needs.items()):
         raise FitError(board.name, needs, has)
-    if board.family == "ecp5" and mhz > _MEMORY_MHZ:
-        netlist = json.loads((folder / "top.json").read_text())
-        if absorb(netlist):
-            (folder / "top.json").write_text(json.dumps(netlist))
+    del netlist
     suffix, _ = board.constraints()
     route = [*board.device, "--json", "top.json", "--freq", f"{mhz:.6f}", "--seed", str(seed), "--timing-allow-fail"]
     route += ["--report", "nextpnr.json"]
@@ -184,17 +219,26 @@ def _overflow(board: Board, log: str) -> FitError | None:
     return None
 
 
-def _report(board: Board, folder: Path, mhz: float, versions: list[str]) -> dict[str, Any]:
+def _report(top: Top, folder: Path, versions: list[str]) -> dict[str, Any]:
+    board, mhz, link_mhz = top.board, top.clock_hz / 1e6, top.link_hz / 1e6
     routed = json.loads((folder / "nextpnr.json").read_text())
-    # The clock of the design is the slowest of those found: the oscillator's own drives nothing but the PLL.
+    # The clock of the design is the slowest of those found: the oscillator's own drives nothing but the PLL. Where the link
+    # has a clock of its own, each is known by what was asked of it.
     clocks = {name: clock["achieved"] for name, clock in routed["fmax"].items()}
+    links = {
+        name: clocks.pop(name)
+        for name, clock in routed["fmax"].items()
+        if link_mhz != mhz and abs(clock["constraint"] - link_mhz) < abs(clock["constraint"] - mhz)
+    }
     file = folder / f"top.{_SUFFIX[board.family]}"
     slowest = min(clocks, key=lambda name: clocks[name]) if clocks else None
+    link = {"link": {"clock_mhz": link_mhz, "fmax_mhz": round(min(links.values()), 2)}} if links else {}
     return {
         "board": board.name,
         "description": board.description,
         "clock_mhz": mhz,
         "fmax_mhz": round(clocks[slowest], 2) if slowest is not None else float("inf"),
+        **link,
         "resources": {
             name: {"used": entry["used"], "available": entry["available"]}
             for name, entry in sorted(routed["utilization"].items())
@@ -238,6 +282,11 @@ def table(report: dict[str, Any], depth: int = 3) -> str:
     lines = [
         f"{report['board']} ({report['description']}): {report['fmax_mhz']:.1f} MHz after routing, "
         f"clock {report['clock_mhz']:g} MHz",
+        *(
+            ["link: {fmax_mhz:.1f} MHz after routing, clock {clock_mhz:g} MHz".format(**report["link"])]
+            if "link" in report
+            else []
+        ),
         *([f"built in {_seconds(report['seconds'])}"] if report.get("seconds") else []),
         "",
         f"{'resource':<24}{'used':>8}{'of':>8}{'%':>6}",

@@ -68,7 +68,7 @@ def _product_cost(stage: Multiply, fold: Fold, prices: Prices) -> Cost:
     if weights == "constant":
         luts += _leaf_tables(product.columns, product.rows)
     elif fold.store == "block":
-        blocks += sum(prices.blocks(size * fold.simd, folds) for size in _groups(fold.pe))
+        blocks += sum(prices.table(size * fold.simd, folds) for size in _groups(fold.pe))
     else:
         luts += logic_tables(fold.pe * fold.simd, folds)
     limits = 0 if product.thresholds is None else product.thresholds.size // fold.pe
@@ -76,7 +76,7 @@ def _product_cost(stage: Multiply, fold: Fold, prices: Prices) -> Cost:
         if limits <= LOGIC_DEPTH or fold.simd < 3:
             luts += logic_tables(fold.pe * width, limits)
         else:
-            blocks += sum(prices.blocks(size * width, limits) for size in _groups(fold.pe))
+            blocks += sum(prices.table(size * width, limits) for size in _groups(fold.pe))
     if rows > 1 and columns > 1:  # the vector is kept in distributed memory, read beside the input
         # (and so is the next one, in front of the unit)
         bits = fold.simd * product.planes

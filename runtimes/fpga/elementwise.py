@@ -40,7 +40,7 @@ def elementwise_cost(stage: Elementwise, simd: int, prices: Prices) -> Cost:
         table = simd * (scale.mul_bits + scale.add_bits), scale.words
     blocks = 0
     if store == "block":
-        blocks = prices.blocks(*table)
+        blocks = prices.table(*table)
     else:
         luts += logic_tables(*table)
     return Cost(cycles, luts, blocks, delay + 2, multipliers=multipliers)

@@ -22,7 +22,8 @@ class Prices:
     """``accumulate``: LUT4s for each bit of a sum that goes on or begins anew; ``shapes``: bits and words of a block memory,
     in every form that it can have; ``small_words``: words of a memory of LUTs, 0 where there is none and its bits are
     flip-flops; ``small_luts``: LUT4s for four bits of it; ``queue``: for the control of a buffer; ``multipliers``: bits of an
-    operand of the chip's own multipliers, 0 where products are made of LUTs.
+    operand of the chip's own multipliers, 0 where products are made of LUTs; ``cut``: tables are cut so that no multiplexer lies
+    behind their blocks (``units/matvec.py``).
     """
 
     accumulate: int
@@ -31,10 +32,16 @@ class Prices:
     small_luts: int
     queue: int
     multipliers: int = 0
+    cut: bool = False
 
     def blocks(self, width: int, depth: int) -> int:
         """Block memories of ``depth`` words of ``width`` bits."""
         return min(-(-width // wide) * -(-depth // deep) for wide, deep in self.shapes)
+
+    def table(self, width: int, depth: int) -> int:
+        """Block memories of a constant table of ``depth`` words of ``width`` bits."""
+        whole = [-(-width // wide) for wide, deep in self.shapes if deep >= depth] if self.cut else []
+        return min(whole, default=self.blocks(width, depth))
 
     def memory(self, width: int, depth: int) -> int:
         """LUT4s of a small memory of ``depth`` words of ``width`` bits, read and written in the same cycle.
@@ -56,7 +63,7 @@ class Prices:
 
 _DP16K = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
 FAMILIES = {
-    "ecp5": Prices(1, _DP16K, 16, 6, 0, 18),
+    "ecp5": Prices(1, _DP16K, 16, 6, 0, 18, cut=True),
     "gowin": Prices(2, _DP16K, 16, 4, 25, 18),
     "ice40": Prices(2, ((16, 256), (8, 512), (4, 1024), (2, 2048)), 0, 0, 25, 16),
     "xc7": Prices(1, _DP16K, 32, 4, 25, 18),

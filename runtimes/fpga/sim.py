@@ -94,10 +94,10 @@ class _Bare:
 class _Script:
     """The link's requests to a simulated design, all of them known before it starts: no wall time plays a part."""
 
-    def __init__(self, package: Package, device: str, program: Path) -> None:
+    def __init__(self, package: Package, device: str, program: Path, clock_hz: float | None = None) -> None:
         self._device, self._program, self._facts = device, program, design_of(package)
         self.image_bytes, self.result_bytes = (-(-self._facts[key] // 8) for key in ("frame_in_bits", "frame_out_bits"))
-        self.clock_hz = self._facts["estimate"]["clock_hz"]
+        self.clock_hz = clock_hz or self._facts["estimate"]["clock_hz"]
         self.images, self.link_cycles, self.core_cycles = 0, 0, 0
         """So far: images, cycles in which they came and went, the board's own count for the last request."""
         (hello,), _ = self._exchange([(Command.HELLO, b"", HELLO.size)], 1)
@@ -189,7 +189,7 @@ class _Board:
         top = top_of(package)
         defines = [f"-DXNORC_CYCLES={top.cycles}", *(["-DXNORC_RESET_LOW"] if top.board.reset_low else [])]
         program = build_program(top.verilog(), "top", source("wires", "host"), defines)
-        self._link = _Script(package, "sim://board", program)
+        self._link = _Script(package, "sim://board", program, top.link_hz)
 
     def run(self, frames: np.ndarray) -> np.ndarray:
         """See ``Engine``."""

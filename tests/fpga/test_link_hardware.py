@@ -31,10 +31,12 @@ def pump(
     calm: float = 0.7,
     pauses: Any = (),
     deaf: int = 0,
+    core_period: float = 0.37e-6,
 ) -> list[int]:
     """Words through a design, both ends ready and valid at random.
 
-    Before word i in ``pauses`` that many quiet cycles; nobody listens for the first ``deaf`` cycles.
+    Before word i in ``pauses`` that many quiet cycles; nobody listens for the first ``deaf`` cycles. ``core_period``: seconds
+    of a cycle of the accelerator's clock, where it has one; those of the link take 1e-6.
     """
     rng, got = random.Random(seed), []
     waits = dict(pauses)
@@ -59,9 +61,12 @@ def pump(
     m.submodules.design = design
     if isinstance(design, Framed):
         m.domains += design.domain
+    two = isinstance(design, Framed) and design.two_clocks
     m.d.sync += clocked.eq(~clocked)  # a design may be wires alone
     simulator = Simulator(m)
     simulator.add_clock(1e-6)
+    if two:
+        simulator.add_clock(core_period, phase=0.1e-6, domain="core")
     simulator.add_testbench(bench)
     simulator.run()
     return got
@@ -118,6 +123,30 @@ def test_hello_run_status_in_the_order_of_the_requests() -> None:
     assert one == Frame(9, Command.RUN | 0x80, inverted(sent[0], 24))
     cycles, good, bad = STATUS.unpack(status.payload)
     assert (good, bad) == (4, 0) and 3 <= cycles < 40
+
+
+@pytest.mark.parametrize("period", [0.37e-6, 0.99e-6, 2.3e-6])
+def test_an_accelerator_with_a_clock_of_its_own(period: float) -> None:
+    design = Framed(Sum(5), clock_hz=1 / period, link_hz=1e6, gap_cycles=1000, payload_bytes=40)
+    sent = images(21, 40)
+    data = b"".join(
+        Frame(number, Command.RUN, b"".join(sent[3 * number : 3 * number + 3])).encode() for number in range(7)
+    )
+    between = Frame(8, Command.RESET).encode() + Frame(9, Command.STATUS).encode()
+    again = Frame(10, Command.RUN, sent[0]).encode() + Frame(11, Command.STATUS).encode()
+    # The host waits for its replies before it resets, and for that of RESET before it goes on.
+    pauses = {len(data): 900, len(data) + 10: 100, len(data) + len(between): 100}
+    replies = talk(design, data + between + again, 3600, pauses=pauses, core_period=period)
+    assert [reply.sequence for reply in replies] == [*range(7), 8, 9, 10, 11]
+    for number, reply in enumerate(replies[:7]):
+        assert reply.payload == b"".join(
+            sum(image).to_bytes(2, "little") for image in sent[3 * number : 3 * number + 3]
+        )
+    none, _, bad = STATUS.unpack(replies[8].payload)
+    cycles, _, _ = STATUS.unpack(replies[10].payload)
+    assert none == bad == 0 and replies[9].payload == sum(sent[0]).to_bytes(2, "little")
+    # Five bytes at the speed of the link, in cycles of the accelerator's clock, and the sum behind them.
+    assert 2 <= cycles <= 12 / (period * 1e6) + 4
 
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -42,13 +42,16 @@ def test_folded_products_equal_numpy_under_back_pressure(shape, gaps, refusals, 
 
 @pytest.mark.parametrize(
     ("width", "depth", "memories"),
-    [(11, 7, 1), (18, 9, 1), (19, 9, 1), (36, 512, 1), (55, 5, 2), (77, 12, 3), (40, 600, 1)],
-)
-def test_words_of_a_table_in_halves_behind_one_another(width, depth, memories):
+    [
+        (11, 7, 1), (18, 9, 1), (19, 9, 1), (36, 512, 1), (55, 5, 2), (77, 12, 3), (40, 600, 1), (9, 1500, 1), (20, 1500, 3),
+        (9, 2200, 3), (5, 8192, 3), (2, 9000, 2), (2, 20000, 1),
+    ],
+)  # fmt: skip
+def test_words_of_a_table_are_cut_so_that_each_block_has_a_register_of_its_own(width, depth, memories):
     random = np.random.default_rng(width)
     words = [int.from_bytes(random.bytes(16), "little") % (1 << width) for _ in range(depth)]
     m, address, data = Module(), Signal(range(depth)), Signal(width)
-    m.d.comb += data.eq(_block_memory(m, address, words, width, "words", (18, 1024)))
+    m.d.comb += data.eq(_block_memory(m, address, words, width, "words", Technology("ecp5").port_shapes))
     assert len(m._named_submodules) == memories
     read = []
 

@@ -33,7 +33,7 @@ class Pll:
     """How a board's PLL makes a clock: an instance of ``cell`` with ``parameters`` and more constant ports.
 
     ``inputs`` are ports tied to constants, value and width; ``clock_in``, ``clock_out``, ``locked`` and ``feedback``
-    name the rest.
+    name the rest. ``link_out`` gives a slower clock of ``link_hz`` beside it, where there is one.
     """
 
     cell: str
@@ -45,6 +45,8 @@ class Pll:
     clock_out: str
     locked: str
     feedback: str | None = None
+    link_out: str | None = None
+    link_hz: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from . import Board
 
 
 class Top(Elaboratable):
-    """Ports are those of ``Board``. ``clock_hz``: the design's clock as made by the PLL; ``cycles``: clocks a bit.
+    """Ports are those of ``Board``. ``clock_hz``: the design's clock as made by the PLL; ``link_hz``: that of UART and
+    link, the same where the PLL makes no other; ``cycles``: clocks a bit.
 
     ``hz`` and ``baud`` replace the board's own; ``gap_cycles`` and ``payload_bytes`` are those of ``Framed``. Raises
     ``TargetError`` when the PLL cannot make ``hz``, ``InputError`` when the clock cannot make ``baud``.
@@ -38,13 +39,17 @@ class Top(Elaboratable):
         self.board = board
         self.pll = board.pll(hz or board.clock_hz)
         self.clock_hz = board.oscillator_hz if self.pll is None else self.pll.hz
+        other = None if self.pll is None else self.pll.link_hz
+        self.link_hz = other or self.clock_hz
         self.baud = baud or board.baud
-        self.cycles = divisor(self.clock_hz, self.baud)
-        self.framed = Framed(accelerator, design=design, clock_hz=self.clock_hz, gap_cycles=gap_cycles, **options)
+        self.cycles = divisor(self.link_hz, self.baud)
+        self.framed = Framed(
+            accelerator, design=design, clock_hz=self.clock_hz, link_hz=other, gap_cycles=gap_cycles, **options
+        )
         self.ports = {port: Signal(name=port) for port in board.pins}
 
     def elaborate(self, platform: Any) -> Module:
-        """The UART and the link in one clock domain, in reset until the PLL has locked."""
+        """The UART and the link in a clock domain, in reset until the PLL has locked; the accelerator's is the link's care."""
         m = Module()
         ports = self.ports
         m.domains += self.framed.domain
@@ -71,10 +76,13 @@ class Top(Elaboratable):
     def _pll(self, pll: Any, locked: Value) -> Instance:
         arguments: dict[str, Any] = {f"p_{name}": value for name, value in pll.parameters.items()}
         arguments |= {f"i_{name}": Const(*value) for name, value in pll.inputs.items()}
-        arguments |= {f"i_{pll.clock_in}": self.ports["clk"], f"o_{pll.clock_out}": ClockSignal()}
+        clock: Value = ClockSignal() if pll.link_out is None else self.framed.core.clk
+        arguments |= {f"i_{pll.clock_in}": self.ports["clk"], f"o_{pll.clock_out}": clock}
         arguments[f"o_{pll.locked}"] = locked
         if pll.feedback is not None:
-            arguments[f"i_{pll.feedback}"] = ClockSignal()
+            arguments[f"i_{pll.feedback}"] = clock
+        if pll.link_out is not None:
+            arguments[f"o_{pll.link_out}"] = ClockSignal()
         return Instance(pll.cell, **arguments)
 
     def verilog(self) -> str:

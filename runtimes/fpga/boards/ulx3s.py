@@ -25,11 +25,16 @@ BOARD = Board(
 
 _LOW, _HIGH = 10e6, 400e6
 _VCO = (400e6, 800e6)
+_LINK = (40e6, 80e6)
+"""Where the link's clock lies in designs that are faster: it never limits them, and makes the baud rates of USB adapters."""
 _PHASE_DETECTOR = (3.125e6, 400e6)  # Project Trellis' ecppll goes by the same limits
 
 
 def pll(oscillator: float, hz: float) -> Pll:
-    """``EHXPLLL`` with its feedback from the output: out = in · CLKFB_DIV / CLKI_DIV, VCO = out · CLKOP_DIV."""
+    """``EHXPLLL`` with its feedback from the output: out = in · CLKFB_DIV / CLKI_DIV, VCO = out · CLKOP_DIV.
+
+    Above ``_LINK`` its second output is the link's clock: VCO / CLKOS_DIV, as near to a multiple of the baud rate as can be.
+    """
     best: tuple[float, float, int, int, int] | None = None
     for divide in range(1, 9):
         if not _PHASE_DETECTOR[0] <= oscillator / divide <= _PHASE_DETECTOR[1]:
@@ -44,9 +49,18 @@ def pll(oscillator: float, hz: float) -> Pll:
     if best is None or best[0] > hz * SLACK:
         raise unreachable(BOARD.name, oscillator, hz, _LOW, _HIGH)
     _, _, divide, multiply, post = best
+    out = oscillator / divide * multiply
+    second: dict[str, int | str] = {}
+    link_hz = None
+    if out > _LINK[1]:
+        others = [(out * post / n, n) for n in range(1, 129) if _LINK[0] <= out * post / n <= _LINK[1]]
+        link_hz, other = min(others, key=lambda item: (round(_baud_error(item[0]), 3), -item[0]))
+        second = {
+            "CLKOS_ENABLE": "ENABLED", "CLKOS_DIV": other, "CLKOS_CPHASE": other - 1, "CLKOS_FPHASE": 0,
+        }  # fmt: skip
     return Pll(
         cell="EHXPLLL",
-        hz=oscillator / divide * multiply,
+        hz=out,
         parameters={
             "PLLRST_ENA": "DISABLED",
             "INTFB_WAKE": "DISABLED",
@@ -60,6 +74,7 @@ def pll(oscillator: float, hz: float) -> Pll:
             "FEEDBK_PATH": "CLKOP",
             "CLKI_DIV": divide,
             "CLKFB_DIV": multiply,
+            **second,
         },
         inputs={
             "RST": (0, 1), "STDBY": (0, 1), "PHASESEL0": (0, 1), "PHASESEL1": (0, 1), "PHASEDIR": (1, 1), "PHASESTEP": (1, 1),
@@ -69,7 +84,14 @@ def pll(oscillator: float, hz: float) -> Pll:
         clock_out="CLKOP",
         locked="LOCK",
         feedback="CLKFB",
+        link_out="CLKOS" if link_hz else None,
+        link_hz=link_hz,
     )  # fmt: skip
+
+
+def _baud_error(hz: float) -> float:
+    """By how much of the board's baud rate a clock's nearest is off."""
+    return abs(hz / round(hz / BOARD.baud) / BOARD.baud - 1)
 
 
 def constraints(board: Board) -> tuple[str, str]:

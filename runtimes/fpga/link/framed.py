@@ -9,11 +9,13 @@ from amaranth import Cat, ClockDomain, DomainRenamer, Elaboratable, Module, Sign
 from amaranth.back import verilog
 from amaranth.hdl import Shape
 from amaranth.lib import data, stream, wiring
+from amaranth.lib.cdc import FFSynchronizer, PulseSynchronizer, ResetSynchronizer
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from ....errors import InputError
 from .buffer import PacketBuffer
+from .crossing import Crossing
 from .protocol import DESIGN_BYTES, HELLO, MAGIC, MAX_PAYLOAD, VERSION
 from .receiver import JOB, Receiver
 from .transmitter import Transmitter
@@ -24,6 +26,8 @@ PAYLOAD_BYTES = 1024
 GAP_SECONDS = 0.05
 """How long the next byte of a frame may take. USB serial adapters hold bytes back for up to 16 ms."""
 _JOBS = 4
+_HELD = 16
+"""Cycles of a reset that reaches a second clock: its crossings are empty and its registers reset by then."""
 
 
 class Accelerator(Protocol):
@@ -50,7 +54,9 @@ class Framed(wiring.Component):
     """``rx``: bytes from the host; ``tx``: bytes to the host; ``busy``: images are in the accelerator.
 
     Whoever uses it makes its ``domain`` the domain ``sync``. ``design``: 16 bytes that name the design (a content hash),
-    given to the host with the sizes and ``clock_hz``. Raises ``InputError`` when an image or a result does not fit a frame.
+    given to the host with the sizes and ``clock_hz``. With ``link_hz`` that domain is the link's alone, whose clock has so
+    many Hz, and the accelerator has the domain ``core``, whose clock (of ``clock_hz``) its user drives; it is in reset with
+    the link. Raises ``InputError`` when an image or a result does not fit a frame.
     """
 
     _MustUse__silence = True  # one that was refused is not elaborated: Amaranth would warn beside our message
@@ -61,6 +67,7 @@ class Framed(wiring.Component):
         *,
         design: bytes = bytes(DESIGN_BYTES),
         clock_hz: float = 0.0,
+        link_hz: float | None = None,
         gap_cycles: int | None = None,
         payload_bytes: int = PAYLOAD_BYTES,
     ) -> None:
@@ -78,13 +85,14 @@ class Framed(wiring.Component):
         # Two payloads: one is received while the other is computed.
         self.buffer_bytes = 1 << (2 * self.max_payload - 1).bit_length()
         if gap_cycles is None:
-            gap_cycles = max(1000, round(GAP_SECONDS * clock_hz))
+            gap_cycles = max(1000, round(GAP_SECONDS * (link_hz or clock_hz)))
         self.gap_cycles = gap_cycles
         self.hello = HELLO.pack(
             MAGIC, VERSION, 0, self.max_payload, self.buffer_bytes, design,
             accelerator.frame_in_bits, accelerator.frame_out_bits, round(clock_hz),
         )  # fmt: skip
-        self.domain = ClockDomain("sync")
+        self.domain, self.core = ClockDomain("sync"), ClockDomain("core")
+        self.two_clocks = link_hz is not None
         self._direct: dict[str, Signal] = {}
         super().__init__({"rx": In(stream.Signature(8)), "tx": Out(stream.Signature(8)), "busy": Out(1)})
 
@@ -105,21 +113,41 @@ class Framed(wiring.Component):
         transmitter = Transmitter(self.hello)
         # No logic goes through these: what one part waits for does not reach back through the next, as far as the accelerator.
         relay, sending = Relay(width_out), Relay(8)
-        # ``RESET`` throws away what all of these hold; its own job is written afterwards. A domain of their own, on the same
-        # clock, since that reaches Verilog modules too, which Amaranth cannot look into.
-        core_domain = ClockDomain("core")
-        core_domain.clk = self.domain.clk
-        m.domains += core_domain
-        m.d.comb += core_domain.rst.eq(reset)
+        # ``RESET`` throws away what all of these hold; its own job is written afterwards. Domains of their own, since that
+        # reaches Verilog modules too, which Amaranth cannot look into.
+        link_domain = ClockDomain("link")
+        link_domain.clk = self.domain.clk
+        m.domains += [link_domain, self.core]
+        m.d.comb += link_domain.rst.eq(reset)
         for name, part in {
-            "buffer": buffer, "words": words, "accelerator": core, "relay": relay, "bytes": octets, "jobs": jobs,
-            "transmitter": transmitter, "sending": sending,
+            "buffer": buffer, "words": words, "bytes": octets, "jobs": jobs, "transmitter": transmitter, "sending": sending,
         }.items():  # fmt: skip
+            m.submodules[name] = DomainRenamer("link")(part)
+        for name, part in {"accelerator": core, "relay": relay}.items():
             m.submodules[name] = DomainRenamer("core")(part)
-        m.d.sync += reset.eq(receiver.reset)
+        to_core, from_core = words.output, relay.output
+        if self.two_clocks:
+            m.submodules.core_reset = ResetSynchronizer(reset, domain="core")
+            m.submodules.there, m.submodules.back = there, back = (
+                Crossing(width_in, "link", "core"), Crossing(width_out, "core", "link"),
+            )  # fmt: skip
+            wiring.connect(m, words.output, there.input)
+            wiring.connect(m, relay.output, back.input)
+            to_core, from_core = there.output, back.output
+            left = Signal(range(_HELD), init=_HELD - 1)
+            with m.If(receiver.reset):
+                m.d.sync += [reset.eq(1), left.eq(_HELD - 1)]
+            with m.Elif(left != 0):
+                m.d.sync += left.eq(left - 1)
+            with m.Else():
+                m.d.sync += reset.eq(0)
+        else:
+            self.core.clk = self.domain.clk
+            m.d.comb += self.core.rst.eq(reset)
+            m.d.sync += reset.eq(receiver.reset)
         wiring.connect(m, wiring.flipped(self.rx), receiver.input)
         wiring.connect(m, buffer.output, words.input)
-        wiring.connect(m, relay.output, octets.input)
+        wiring.connect(m, from_core, octets.input)
         wiring.connect(m, octets.output, transmitter.results)
         wiring.connect(m, transmitter.output, sending.input)
         wiring.connect(m, sending.output, wiring.flipped(self.tx))
@@ -135,16 +163,17 @@ class Framed(wiring.Component):
             transmitter.job.payload.eq(data.View(JOB, jobs.r_data)),
             transmitter.job.valid.eq(jobs.r_rdy),
             jobs.r_en.eq(transmitter.job.ready),
-            core.input.payload.eq(words.output.payload),
-            core.input.valid.eq(words.output.valid),
-            words.output.ready.eq(core.input.ready),
+            core.input.payload.eq(to_core.payload),
+            core.input.valid.eq(to_core.valid),
+            to_core.ready.eq(core.input.ready),
             relay.input.payload.eq(core.output.payload),
             relay.input.valid.eq(core.output.valid),
             core.output.ready.eq(relay.input.ready),
         ]
         if self._direct:
-            self._bypass(m, reset, words.output, relay.input)
-        self._count(m, reset, receiver, transmitter)
+            self._bypass(m, reset, to_core, relay.input)
+        m.d.comb += receiver.held.eq(reset)
+        self._count(m, receiver, transmitter)
         return m
 
     def _bypass(self, m: Module, reset: Signal, words: Any, results: Any) -> None:
@@ -188,19 +217,27 @@ class Framed(wiring.Component):
                 m.d.comb += inside.eq(outside) if into else outside.eq(inside)
         return verilog_of(m, "top", [*ports.values(), *self._direct.values()], self.accelerator)
 
-    def _count(self, m: Module, reset: Signal, receiver: Receiver, transmitter: Transmitter) -> None:
-        """The counters of ``STATUS``."""
+    def _count(self, m: Module, receiver: Receiver, transmitter: Transmitter) -> None:
+        """The counters of ``STATUS``: cycles of the accelerator's clock."""
         core = self.accelerator
+        busy, done = Signal(), transmitter.done
         cycles = Signal(32)
         last = Signal(32)
-        with m.If(~self.busy):
-            m.d.sync += [cycles.eq(1), self.busy.eq(core.input.valid & core.input.ready)]
+        shown, answered = last, busy
+        if self.two_clocks:
+            # The count rests while it is read, unless images are under way again.
+            shown, answered = Signal(32), Signal()
+            m.submodules.pulse = pulse = PulseSynchronizer("link", "core")
+            m.submodules.last = FFSynchronizer(last, shown)
+            m.submodules.busy = FFSynchronizer(busy, answered)
+            m.d.comb += pulse.i.eq(done)
+            done = pulse.o
+        with m.If(~busy):
+            m.d.core += [cycles.eq(1), busy.eq(core.input.valid & core.input.ready)]
         with m.Else():
-            m.d.sync += cycles.eq(cycles + 1)
+            m.d.core += cycles.eq(cycles + 1)
             with m.If(core.output.valid & core.output.ready):
-                m.d.sync += last.eq(cycles + 1)
-            with m.If(transmitter.done):
-                m.d.sync += self.busy.eq(0)
-        with m.If(reset):
-            m.d.sync += [self.busy.eq(0), last.eq(0)]
-        m.d.comb += transmitter.status.eq(Cat(last, receiver.good, receiver.bad))
+                m.d.core += last.eq(cycles + 1)
+            with m.If(done):
+                m.d.core += busy.eq(0)
+        m.d.comb += [self.busy.eq(answered), transmitter.status.eq(Cat(shown, receiver.good, receiver.bad))]

@@ -21,8 +21,8 @@ class Receiver(wiring.Component):
 
     ``image_bytes``, ``result_bytes``: of one image and of one result; ``max_payload``: most bytes of a payload;
     ``gap_cycles``: how long the next byte of a frame may take, rounded up to a power of two. The buffer of payloads is
-    behind ``data``, ``write``, ``commit``, ``rollback`` and ``full``. ``reset`` is 1 for a cycle; in the
-    next one everything under way is to be thrown away. ``good`` and ``bad`` count frames.
+    behind ``data``, ``write``, ``commit``, ``rollback`` and ``full``. ``reset`` is 1 for a cycle; from the
+    next one on everything under way is to be thrown away, as long as ``held``. ``good`` and ``bad`` count frames.
     """
 
     def __init__(self, image_bytes: int, result_bytes: int, max_payload: int, gap_cycles: int) -> None:
@@ -38,6 +38,7 @@ class Receiver(wiring.Component):
                 "full": In(1),
                 "job": Out(stream.Signature(JOB)),
                 "reset": Out(1),
+                "held": In(1),
                 "good": Out(8),
                 "bad": Out(8),
             }
@@ -73,7 +74,7 @@ class Receiver(wiring.Component):
 
         with m.FSM(name="state") as states:
             with m.State("HUNT"):
-                m.d.comb += [self.input.ready.eq(1), crc8.start.eq(1), crc32.start.eq(1)]
+                m.d.comb += [self.input.ready.eq(~self.held), crc8.start.eq(1), crc32.start.eq(1)]
                 m.d.sync += [place.eq(0), within.eq(0), replied.eq(0), fault.eq(0)]
                 with m.If(taken & (byte == SYNC)):
                     m.next = "HEAD"
@@ -144,8 +145,9 @@ class Receiver(wiring.Component):
             with m.State("RESET"):
                 m.d.comb += self.reset.eq(1)
                 m.next = "RESTART"
-            with m.State("RESTART"):  # the others are in reset in this cycle
-                m.next = "ACCEPT"
+            with m.State("RESTART"):  # the others are in reset from this cycle on
+                with m.If(~self.held):
+                    m.next = "ACCEPT"
             with m.State("ACCEPT"):
                 # A host that has more requests under way than the board can note gets no answer to the last one.
                 m.d.comb += [self.job.valid.eq(1), self.job.payload.kind.eq(command)]

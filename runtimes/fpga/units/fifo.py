@@ -26,20 +26,24 @@ class Fifo(wiring.Component):
             shape=self.width, depth=self.depth, init=[], attrs={"ram_style": "distributed"}
         )
         write, read = words.write_port(), words.read_port(domain="comb")
-        # One more bit than the address tells a full buffer from an empty one.
-        head, tail = Signal(address + 1), Signal(address + 1)
-        full = (head ^ tail) == self.depth
-        empty = head == tail
+        head, tail = Signal(address), Signal(address)
+        # Registers that say so: handshakes and the enables of wide words do not wait for a comparison.
+        some, full = Signal(), Signal()
         push, pop = Signal(), Signal()
         m.d.comb += [
             self.input.ready.eq(~full),
             push.eq(self.input.valid & ~full),
-            pop.eq(~empty & (~self.output.valid | self.output.ready)),
-            write.addr.eq(head[:address]),
+            pop.eq(some & (~self.output.valid | self.output.ready)),
+            write.addr.eq(head),
             write.data.eq(self.input.payload),
             write.en.eq(push),
-            read.addr.eq(tail[:address]),
+            read.addr.eq(tail),
         ]
+        # What is pushed while a word goes, or into an empty buffer, leaves the other flag as it is.
+        with m.If(push & ~pop):
+            m.d.sync += [some.eq(1), full.eq((head + 1)[:address] == tail)]
+        with m.Elif(pop & ~push):
+            m.d.sync += [full.eq(0), some.eq((tail + 1)[:address] != head)]
         with m.If(push):
             m.d.sync += head.eq(head + 1)
         with m.If(pop):

@@ -334,25 +334,31 @@ def rom(
                 with m.Case(number):
                     m.d.sync += word.eq(Const(content, width))
         return word
-    m.d.sync += word.eq(_block_memory(m, address, words, width, name, technology.paired_ports))
+    m.d.sync += word.eq(_block_memory(m, address, words, width, name, technology.port_shapes))
     return word
 
 
-def _block_memory(m: Module, address: Value, words: list[int], width: int, name: str, pair: tuple[int, int]) -> Value:
+def _block_memory(
+    m: Module, address: Value, words: list[int], width: int, name: str, shapes: tuple[tuple[int, int], ...]
+) -> Value:
     """Word ``address`` a cycle later, from block memory.
 
-    ``pair``: bits and words of a block both of whose ports read, each with a register of its own behind it. Where words are
-    wider than a port and half as many as a block holds, their halves lie behind one another, and each port reads one: as
-    many blocks as of whole words, which have no such registers.
+    ``shapes``: bits and words of a port of a block, widest first, where each port has a register of its own behind it; none
+    where it is left to synthesis. Memories are cut so that such a register is all that lies behind a block:
+
+    * of words that are wider than a port and half as many as a block holds, the halves lie behind one another, and each
+      port reads one: as many blocks as of whole words, which have no such registers;
+    * of words that are more than the widest port's, each block holds a few bits of all: no multiplexer chooses between blocks.
     """
-    port_bits, depth = pair
     span = 1 << (len(words) - 1).bit_length()
-    halves = 0 < port_bits < width and 2 * span <= depth
-    step = port_bits if halves else width
+    bits, depth = shapes[0] if shapes else (0, span)
+    halves = 0 < bits < width and 2 * span <= depth
+    step = bits if halves else width if span <= depth else next((b for b, deep in shapes if deep >= span), width)
     padded = [*words, *[0] * (span - len(words))]
     data: list[Value] = []
-    for number, start in enumerate(range(0, width, 2 * step)):
-        ports = [(first, min(step, width - first)) for first in (start, start + step) if first < width]
+    for number, start in enumerate(range(0, width, 2 * step if halves else step)):
+        starts = (start, start + step) if halves else (start,)
+        ports = [(first, min(step, width - first)) for first in starts if first < width]
         wide, low = max(bits for _, bits in ports), address[: span.bit_length() - 1]
         if len(ports) > 1:
             content = [word >> first & ((1 << bits) - 1) for first, bits in ports for word in padded]

@@ -42,9 +42,9 @@ class Technology:
     _signatures: dict[str, wiring.Signature] = field(default_factory=dict)
 
     @property
-    def paired_ports(self) -> tuple[int, int]:
-        """Bits and words of a block memory both of whose ports read at once, if each has an output register; else none."""
-        return (18, 1024) if self.family == "ecp5" else (0, 0)
+    def port_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Bits and words of a block memory's port, widest first, if each of its two has an output register; else none."""
+        return ((18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)) if self.family == "ecp5" else ()
 
     def add(self, m: Module, left: Value, right: Value, width: int, carry: Value | Pair | None, name: str) -> Value:
         """``left + right + carry`` in ``width`` bits, as logic; a carry that is a pair is its XNOR."""
@@ -160,9 +160,14 @@ def _table(words: list[int], width: int) -> str:
 
 
 def _choice(positions: list[tuple[int, str, str, str, str]], width: int, skip: bool, formula: str) -> str:
-    """The body: carry cells for synthesis, the formula for all others. ``skip``: the first position makes no sum."""
+    """The body: carry cells for synthesis, the formula for all others. ``skip``: the first position makes no sum.
+
+    A spare position goes first where the first one would be a sum: what comes into the chain then does not matter, and no
+    cell is needed in front that makes it 0 (``netlist.loosen``).
+    """
     if len(positions) % 2:
-        positions = [*positions, (_SPARE, *_NONE)]
+        positions = [*positions, (_SPARE, *_NONE)] if skip else [(_SPARE, *_NONE), *positions]
+        skip = True
     cells = []
     for i in range(0, len(positions), 2):
         parts = []

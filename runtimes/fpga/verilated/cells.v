@@ -1,5 +1,6 @@
 // Stand-ins for the vendors' PLLs in simulation: the clock as it comes, locked from the start.
-// The UART counts cycles of the design's clock, so what it does per cycle is what the board does.
+// The UART counts cycles of the link's clock, so what it does per cycle is what the board does; where the accelerator has a
+// clock of its own on the board, both are one here.
 /* verilator lint_off DECLFILENAME */
 /* verilator lint_off UNUSEDSIGNAL */
 /* verilator lint_off UNUSEDPARAM */
@@ -7,12 +8,14 @@
 module EHXPLLL #(
     parameter PLLRST_ENA = "", INTFB_WAKE = "", STDBY_ENABLE = "", DPHASE_SOURCE = "", OUTDIVIDER_MUXA = "",
     parameter CLKOP_ENABLE = "", FEEDBK_PATH = "",
-    parameter CLKOP_DIV = 1, CLKOP_CPHASE = 0, CLKOP_FPHASE = 0, CLKI_DIV = 1, CLKFB_DIV = 1
+    parameter CLKOP_DIV = 1, CLKOP_CPHASE = 0, CLKOP_FPHASE = 0, CLKI_DIV = 1, CLKFB_DIV = 1,
+    parameter CLKOS_ENABLE = "", CLKOS_DIV = 1, CLKOS_CPHASE = 0, CLKOS_FPHASE = 0
 ) (
     input CLKI, CLKFB, RST, STDBY, PHASESEL0, PHASESEL1, PHASEDIR, PHASESTEP, PHASELOADREG, PLLWAKESYNC, ENCLKOP,
-    output CLKOP, LOCK
+    output CLKOP, CLKOS, LOCK
 );
     assign CLKOP = CLKI;
+    assign CLKOS = CLKI;
     assign LOCK = 1'b1;
 endmodule
 

@@ -1,0 +1,109 @@
+"""ECP5: what yosys leaves in a netlist that nextpnr then pays for.
+
+* A carry chain gets a cell in front of it that makes its carry 0, and one behind that brings its last carry out (two LUT4s
+  each). ``loosen`` leaves the one open where it makes no difference, the other where nobody reads it.
+* Modules that occur many times are synthesized once, so what two neighbours have in common is there twice: ``merge``.
+
+Netlists are yosys' flat ones, as JSON; they are changed in place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+REPEATED = "element_"
+"""What the names of modules that occur many times begin with, and those of their instances."""
+_OPEN = ["x"]
+"""A port that is there and has no net."""
+
+
+def cells_by_type(netlist: dict[str, Any], top: str = "top") -> dict[str, Any]:
+    """The counts of cells as ``stat -json`` writes them."""
+    counts = Counter(cell["type"] for cell in netlist["modules"][top]["cells"].values())
+    return {"design": {"num_cells_by_type": dict(counts)}}
+
+
+def loosen(netlist: dict[str, Any], top: str = "top") -> int:
+    """Open the carries at the ends of chains (``CCU2C``) that nobody needs; returns how many.
+
+    COUT: that nobody reads. CIN: a 0 in front of a position that propagates nothing, so that its COUT is its own G
+    (Lattice FPGA-TN-02210; ``units/technology.py``) and its sum is not used.
+    """
+    module = netlist["modules"][top]
+    read = Counter(bit for port in module["ports"].values() for bit in port["bits"])
+    for cell in module["cells"].values():
+        for port, bits in cell["connections"].items():
+            if cell["port_directions"].get(port) != "output":
+                read.update(bits)
+    opened = 0
+    for cell in module["cells"].values():
+        if cell["type"] != "CCU2C":
+            continue
+        wires = cell["connections"]
+        if wires.get("COUT") not in (None, [], _OPEN) and not read[wires["COUT"][0]]:
+            wires["COUT"], opened = [*_OPEN], opened + 1
+        unread = not any(read[bit] for bit in wires.get("S0", ()))
+        if wires.get("CIN") == ["0"] and unread and not _propagates(cell):
+            wires["CIN"], opened = [*_OPEN], opened + 1
+    return opened
+
+
+def _propagates(cell: dict[str, Any]) -> bool:
+    """Whether the first position of a carry cell lets its carry through for any values of its inputs that may be."""
+    table = int(cell["parameters"]["INIT0"], 2)
+    if cell["parameters"].get("INJECT1_0", "").strip() != "NO":
+        return True
+    known = [cell["connections"][f"{name}0"][0] for name in "ABCD"]
+    rows = [
+        row
+        for row in range(16)
+        if all(bit not in ("0", "1") or int(bit) == row >> i & 1 for i, bit in enumerate(known))
+    ]
+    return any(table >> row & 1 for row in rows)
+
+
+def merge(netlist: dict[str, Any], top: str = "top") -> int:
+    """Make one of equal flip-flops and LUT4s of neighbouring elements; returns how many went.
+
+    Neighbours are instances of ``REPEATED`` modules in the same module: each group of elements keeps its own registers, so
+    that no net gets long. LUT4s that a wide multiplexer reads stay, since it takes them into its slice.
+    """
+    module = netlist["modules"][top]
+    cells = module["cells"]
+    bound = {
+        bit
+        for cell in cells.values()
+        if cell["type"] in ("PFUMX", "L6MUX21")
+        for bits in cell["connections"].values()
+        for bit in bits
+    }
+    candidates: dict[str, tuple[str, str]] = {}
+    for name, cell in cells.items():
+        place, found, _ = name.partition(f".{REPEATED}")
+        out = {"TRELLIS_FF": "Q", "LUT4": "Z"}.get(cell["type"])
+        if found and out and "keep" not in cell.get("attributes", {}) and cell["connections"][out][0] not in bound:
+            candidates[name] = place, out
+    gone = 0
+    while True:
+        first: dict[Any, Any] = {}
+        instead: dict[Any, Any] = {}
+        for name, (place, out) in [*candidates.items()]:
+            cell = cells[name]
+            wires, values = cell["connections"], tuple(sorted(cell["parameters"].items()))
+            inputs = tuple(sorted((port, bits[0]) for port, bits in wires.items() if port != out))
+            key = place, cell["type"], values, inputs
+            if key in first:
+                instead[wires[out][0]] = first[key]
+                del cells[name], candidates[name]
+                gone += 1
+            else:
+                first[key] = wires[out][0]
+        if not instead:
+            return gone
+        for wires in (cell["connections"] for cell in cells.values()):
+            for port, bits in wires.items():
+                if any(bit in instead for bit in bits):
+                    wires[port] = [instead.get(bit, bit) for bit in bits]
+        for outside in module["ports"].values():
+            outside["bits"] = [instead.get(bit, bit) for bit in outside["bits"]]
