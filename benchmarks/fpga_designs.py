@@ -19,7 +19,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,11 @@ import xnorc
 from xnorc.errors import XnorcError
 from xnorc.package import Package
 from xnorc.runtimes.fpga import boards
-from xnorc.runtimes.fpga.build import TimingError, build
+from xnorc.runtimes.fpga.build import TimingError, build, refine, synthesis
+from xnorc.runtimes.fpga.contents import outside
 from xnorc.runtimes.fpga.emit import design_in
+from xnorc.runtimes.fpga.netlist import cells_by_type
+from xnorc.runtimes.fpga.outreg import absorb
 from xnorc.runtimes.fpga.program import top_of
 from xnorc.runtimes.fpga.resources import used
 from xnorc.runtimes.fpga.simulate import Simulator
@@ -58,7 +61,7 @@ LIMITS = {"memory": 3.2, "constant": 1.9}
 @dataclass(frozen=True)
 class Whole:
     """A network on a board: ``network``: ``cnv`` or the sizes of dense layers; ``mhz``: 0 for the board's own clock; ``needs``:
-    what is asked for; ``seed``: of the placer.
+    what is asked for; ``seed``, ``margin``: see ``build``.
     """
 
     network: str
@@ -69,6 +72,7 @@ class Whole:
     needs_mhz: float = 0.0
     needs_minutes: float = 0.0
     seed: int = 1
+    margin: float = 0.0
 
     def model(self, path: Path) -> None:
         """Write the network as ONNX."""
@@ -128,7 +132,7 @@ def build_whole(whole: Whole, say: Callable[[str], None]) -> dict[str, Any]:
         started, load = time.monotonic(), os.getloadavg()[0]
         package = compile_whole(whole, folder, say)
         compiled = time.monotonic() - started
-        built = build(top_of(package), progress=say, allow_slow=True, seed=whole.seed)
+        built = build(top_of(package), progress=say, allow_slow=True, seed=whole.seed, margin=whole.margin)
         seconds = time.monotonic() - started
         facts = package.manifest["fpga"]
         guess, report = facts["estimate"], built.report
@@ -137,8 +141,8 @@ def build_whole(whole: Whole, say: Callable[[str], None]) -> dict[str, Any]:
     luts = inside.get("LUT", 0) + carry * inside.get("carry", 0) + ram * inside.get("LUT RAM", 0)
     sizes = [-(-facts[f"frame_{way}_bits"] // 8) for way in ("in", "out")]
     return {
-        "network": whole.network, "board": whole.board, "asked_fps": whole.fps, "seed": whole.seed,
-        "clock_mhz": report["clock_mhz"],
+        "network": whole.network, "board": whole.board, "asked_fps": whole.fps, "seed": whole.seed, "margin": whole.margin,
+        "clock_mhz": report["clock_mhz"], "link": report.get("link"),
         "fmax_mhz": report["fmax_mhz"],
         "cycles": guess["interval_cycles"], "estimated_cycles": guess["interval_cycles"],
         "first_cycles": guess["latency_cycles"], "estimated_first_cycles": guess["latency_cycles"], "simulated": False,
@@ -176,17 +180,25 @@ def synthesize(unit: Any, technology: Technology) -> dict[str, int]:
     text = verilog.convert(Shifted(unit), name="top", strip_internal_attrs=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "top.v").write_text("\n".join([text, *technology.shared.values()]))
-        script = "read_verilog top.v; synth_ecp5 -top top; tee -q -o stat.json stat -json"
-        run(YOSYS, ["-p", script], folder, "log", None, 1800)
-        found = used(json.loads((folder / "stat.json").read_text()), "ecp5")
+        (folder / "top.v").write_text(outside("\n".join([text, *technology.shared.values()]), folder))
+        run(
+            YOSYS,
+            ["-p", f"read_verilog top.v; {synthesis('ecp5', 'top')}; write_json top.json"],
+            folder,
+            "log",
+            None,
+            1800,
+        )
+        netlist = json.loads((folder / "top.json").read_text())
+    refine(netlist)
+    absorb(netlist)
+    found = used(cells_by_type(netlist), "ecp5")
     return {**found, "LUT4": found["LUT4"] - -(-(len(unit.output.payload) + 2) // 3)}
 
 
-def units(say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """LUT4s a binary MAC and cycle of matrix-vector units, all their control, thresholds and buffers included."""
+def units(say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """LUT4s a binary MAC and cycle of matrix-vector units, all their control, thresholds and buffers included: as they come."""
     random = np.random.default_rng(0)
-    rows = []
     for kind, shape, pe, simd, spanning in (
         ("memory", (64, 784), 16, 56, False),
         ("memory", (64, 576), 16, 96, False),
@@ -197,16 +209,13 @@ def units(say: Callable[[str], None]) -> list[dict[str, Any]]:
     ):
         say(f"{pe} x {simd}, weights {kind}{', MST' if spanning else ''}")
         product = Product(random.integers(0, 2, shape).astype(np.uint8), random.integers(20, 40, shape[0]))
-        technology = Technology("ecp5")
+        technology = Technology("ecp5", share=True)
         made = SpanningMatrixVector if spanning else MatrixVector
         found = synthesize(made(product, pe, simd, "block", technology), technology)
-        rows.append(
-            {
-                "weights": kind, "rows": shape[0], "columns": shape[1], "pe": pe, "simd": simd, "mst": spanning, **found,
-                "luts_per_mac": found["LUT4"] / (pe * simd), "limit": LIMITS[kind],
-            }
-        )  # fmt: skip
-    return rows
+        yield {
+            "weights": kind, "rows": shape[0], "columns": shape[1], "pe": pe, "simd": simd, "mst": spanning, **found,
+            "luts_per_mac": found["LUT4"] / (pe * simd), "limit": LIMITS[kind],
+        }  # fmt: skip
 
 
 def render(facts: dict[str, Any]) -> str:
@@ -305,8 +314,13 @@ def main() -> int:
     for name in () if options.render else options.designs or (*WHOLE, "units"):
         try:
             if name == "units":
-                facts["units"] = units(say(name))
-                print(json.dumps(facts["units"], indent=1))
+                rows = []
+                for row in units(say(name)):
+                    rows.append(row)
+                    say(name)(f"{row['luts_per_mac']:.2f} LUT4 a MAC and cycle (limit {row['limit']})")
+                    failed |= row["luts_per_mac"] > row["limit"]
+                facts["units"] = rows
+                print(json.dumps(rows, indent=1))
             else:
                 row = facts["whole"][name] if options.only_simulation else build_whole(WHOLE[name], say(name))
                 rates(row)

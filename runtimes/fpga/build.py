@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,11 +82,13 @@ def build(
     *,
     options: str = "",
     seed: int = 1,
+    margin: float = 0.0,
     allow_slow: bool = False,
     progress: Progress | None = None,
     seconds: float = _SECONDS,
 ) -> Build:
-    """The bitstream of ``top``. ``options``: more for yosys' ``synth_<family>``; ``seed``: of the placer.
+    """The bitstream of ``top``. ``options``: more for yosys' ``synth_<family>``; ``seed``: of the placer; ``margin``: by how
+    much more than its clocks nextpnr is asked for, as a share (ECP5): what it weighs a path by is its delay over the period.
 
     The report (plain JSON): ``board``, ``clock_mhz``, ``fmax_mhz`` (after routing), ``link`` (the same two of the link's
     clock, where it has one of its own), ``resources`` (name → used and available), ``modules`` (path of a module → LUTs,
@@ -95,7 +97,10 @@ def build(
     (unless ``allow_slow``), ``ToolError``.
     """
     board, verilog = top.board, top.verilog()
-    suffix, constraints = board.constraints()
+    if board.family != "ecp5":
+        margin = 0.0
+    # The PLL's clocks are derived from the oscillator's.
+    suffix, constraints = replace(board, oscillator_hz=board.oscillator_hz * (1 + margin)).constraints()
     mhz = top.clock_hz / 1e6
     versions = [tool.version() for tool in (YOSYS, NEXTPNR[board.family], PACK[board.family])]
     name = cache.key(
@@ -124,7 +129,7 @@ def build(
             (folder / _SOURCE).write_text(outside(verilog, folder))
             (folder / f"top.{suffix}").write_text(constraints)
             _tools(board, folder, mhz, options, seed, progress, seconds, taken, busy)
-            report = {**_report(top, folder, versions), "seconds": dict(taken), "cpu_seconds": busy}
+            report = {**_report(top, folder, versions, 1 + margin), "seconds": dict(taken), "cpu_seconds": busy}
             (folder / "report.json").write_text(json.dumps(report, indent=1))
             for leftover in (_SOURCE, "top.json", "routed.json", "top.config", "top.asc", "contents*.hex"):
                 for unneeded in folder.glob(leftover):
@@ -220,7 +225,7 @@ def _overflow(board: Board, log: str) -> FitError | None:
     return None
 
 
-def _report(top: Top, folder: Path, versions: list[str]) -> dict[str, Any]:
+def _report(top: Top, folder: Path, versions: list[str], asked: float) -> dict[str, Any]:
     board, mhz, link_mhz = top.board, top.clock_hz / 1e6, top.link_hz / 1e6
     routed = json.loads((folder / "nextpnr.json").read_text())
     # The clock of the design is the slowest of those found: the oscillator's own drives nothing but the PLL. Where the link
@@ -229,7 +234,7 @@ def _report(top: Top, folder: Path, versions: list[str]) -> dict[str, Any]:
     links = {
         name: clocks.pop(name)
         for name, clock in routed["fmax"].items()
-        if link_mhz != mhz and abs(clock["constraint"] - link_mhz) < abs(clock["constraint"] - mhz)
+        if link_mhz != mhz and abs(clock["constraint"] / asked - link_mhz) < abs(clock["constraint"] / asked - mhz)
     }
     file = folder / f"top.{_SUFFIX[board.family]}"
     slowest = min(clocks, key=lambda name: clocks[name]) if clocks else None
