@@ -22,8 +22,8 @@ class Prices:
     """``accumulate``: LUT4s for each bit of a sum that goes on or begins anew; ``shapes``: bits and words of a block memory,
     in every form that it can have; ``small_words``: words of a memory of LUTs, 0 where there is none and its bits are
     flip-flops; ``small_luts``: LUT4s for four bits of it; ``queue``: for the control of a buffer; ``multipliers``: bits of an
-    operand of the chip's own multipliers, 0 where products are made of LUTs; ``cut``: tables are cut so that no multiplexer lies
-    behind their blocks (``units/matvec.py``).
+    operand of the chip's own multipliers, 0 where products are made of LUTs; ``cut``: tables are cut so that no multiplexer
+    lies behind their blocks (``units/matvec.py``).
     """
 
     accumulate: int
