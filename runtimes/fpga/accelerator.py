@@ -11,8 +11,8 @@ from amaranth.lib.wiring import In, Out
 
 from .branches import shelves
 from .costs import Fold
-from .stages import Compare, Join, Multiply, Pool, Rescale, Slide, Stage, Weigh, sources_of
-from .units import branch, compare, rescale, weigh
+from .stages import Compare, Join, Largest, Multiply, Pool, Rescale, Slide, Stage, Weigh, sources_of
+from .units import branch, compare, largest, rescale, weigh
 from .units.branch import Fork, Shelf
 from .units.fifo import Fifo
 from .units.matvec import MatrixVector
@@ -105,6 +105,8 @@ def make_unit(stage: Stage, fold: Fold, technology: Technology) -> wiring.Compon
         return Window(stage.sliding, fold.simd, stage.source.bits)
     if isinstance(stage, Pool):
         return MaxPool(stage.source.height, stage.source.width, stage.kernel, stage.flip, fold.simd)
+    if isinstance(stage, Largest):
+        return largest.Largest(stage.positions, stage.flip, fold.simd, stage.source.bits, stage.source.signed)
     if isinstance(stage, Weigh):
         return weigh.Weigh(stage.coefficients, stage.most, fold.simd)
     if isinstance(stage, Compare):

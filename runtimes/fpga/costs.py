@@ -12,7 +12,7 @@ from math import gcd
 
 from .elementwise import Elementwise, elementwise_cost
 from .prices import FAMILIES, Cost, Prices, logic_tables
-from .stages import Join, Multiply, Pool, Slide, Stage, Weigh
+from .stages import Join, Largest, Multiply, Pool, Slide, Stage, Weigh
 from .units.matvec import GROUP, LOGIC_DEPTH, Store, weights_of
 from .units.popcount import best_tree, chain_tables, weighing, width_of
 from .units.unrolled import cost_of
@@ -44,6 +44,11 @@ def cost(stage: Stage, fold: Fold, family: str = "ecp5") -> Cost:
         columns = stage.result.width * words
         luts = prices.memory(fold.simd, columns) + 3 * fold.simd + CONTROL
         return Cost(stage.source.pixels * words, luts, 0, 2)
+    if isinstance(stage, Largest):
+        words, width = stage.result.channels // fold.simd, fold.simd * stage.source.bits
+        one = 1 if stage.source.bits == 1 else 2 * stage.source.bits + chain_tables(stage.source.bits)
+        luts = prices.memory(width, max(2, words)) + fold.simd * one + width + CONTROL
+        return Cost(stage.source.pixels * stage.positions * words, luts, 0, 2)
     if isinstance(stage, Elementwise):
         return elementwise_cost(stage, fold.simd, prices)
     raise TypeError(f"no cost for {type(stage).__name__}")
@@ -127,7 +132,7 @@ def widths(stage: Stage, fold: Fold) -> tuple[int, int]:
     """Bits of a word of a unit's input and output."""
     if isinstance(stage, Multiply):
         return fold.simd * stage.source.bits, fold.pe * stage.product.result_bits
-    if isinstance(stage, (Slide, Pool)):
+    if isinstance(stage, (Slide, Pool, Largest)):
         return fold.simd * stage.source.bits, fold.simd * stage.source.bits
     if isinstance(stage, Weigh):
         return fold.simd * len(stage.coefficients) * stage.source.bits, fold.simd * stage.result.bits

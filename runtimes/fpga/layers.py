@@ -20,7 +20,7 @@ from ...opset import TensorType
 from ...opset.bits import packed_bytes
 from . import integer_layers
 from .products import Accumulator, NotOnFpga, numbers_of
-from .stages import Flow, Pool, Slide, Stage
+from .stages import Flow, Largest, Pool, Slide, Stage
 from .units.matvec import Border
 from .units.window import Sliding
 
@@ -208,19 +208,24 @@ class Reader:
         return self.layer(stages, sums.meaning())
 
     def pool(self) -> Layer:
-        """Max-pooling of bits."""
+        """Max-pooling of bits: a unit of its own for windows side by side, else a window unit and the largest of each."""
         attrs, flip = self.attrs[0], np.unpackbits(self.constant(self.anchor, 1), bitorder="little")
-        kernel = tuple(attrs["kernel_shape"])
-        if kernel != tuple(attrs["strides"]) or any(attrs["pads"]) or list(attrs["dilations"]) != [1, 1]:
-            raise NotOnFpga("its windows overlap, or reach over the edge: only windows side by side")
+        kernel, pads = tuple(attrs["kernel_shape"]), tuple(int(pad) for pad in attrs["pads"])
+        if list(attrs["dilations"]) != [1, 1]:
+            raise NotOnFpga(f"it has the dilations {list(attrs['dilations'])}: only [1, 1]")
+        given, name = self.types[self.anchor.input[0]].shape, (self.anchor.name,)
+        apart = kernel == tuple(attrs["strides"]) and not any(pads)
 
         def stages(flow: Flow | None) -> Staged:
-            if flow is None or flow.bits != 1:
+            if flow is None or flow.bits != 1 or (flow.height, flow.width) != given[1:3]:
                 raise NotOnFpga("there is no layer before it")
-            result = Flow(flow.height // kernel[0], flow.width // kernel[1], flow.channels)
-            name = (self.nodes[0].name,)
-            made = Pool(self.name, name, flow, result, kernel, flip[: flow.channels].astype(np.int64))  # type: ignore[arg-type]
-            return [made], result
+            own = flip[: flow.channels].astype(np.int64)
+            if apart:
+                result = Flow(flow.height // kernel[0], flow.width // kernel[1], flow.channels)
+                return [Pool(self.name, name, flow, result, kernel, own)], result  # type: ignore[arg-type]
+            # A padded element never wins: it is the least, or the largest where the least is wanted.
+            sliding = replace(sliding_of(given, flow.channels, kernel, attrs, 0), fills=tuple(own.tolist()))  # type: ignore[arg-type]
+            return largest_of(self.name, name, flow, sliding, own)
 
         return self.layer(stages)
 
@@ -249,6 +254,17 @@ def sliding_of(
     """The windows of a convolution over ``shape`` ``[1, H, W, ...]``."""
     stride, pads = tuple(attrs["strides"]), tuple(int(pad) for pad in attrs["pads"])
     return Sliding(shape[1], shape[2], channels, kernel, stride, pads, fill)  # type: ignore[arg-type]
+
+
+def largest_of(name: str, nodes: tuple[str, ...], flow: Flow, sliding: Sliding, flip: np.ndarray) -> Staged:
+    """The stages of a max-pool over any windows: these, and the largest (or least) element of each."""
+    windows = replace(flow, height=sliding.out[0], width=sliding.out[1], channels=_positions(sliding) * flow.channels)
+    result = replace(windows, channels=flow.channels)
+    return [Slide(f"{name}_window", nodes, flow, windows, sliding), Largest(name, nodes, windows, result, flip)], result
+
+
+def _positions(sliding: Sliding) -> int:
+    return sliding.kernel[0] * sliding.kernel[1]
 
 
 def windowed(

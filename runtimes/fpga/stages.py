@@ -106,6 +106,23 @@ class Pool(Stage):
 
 
 @dataclass(frozen=True, eq=False)
+class Largest(Stage):
+    """The largest element of each window, channel by channel; the least where ``flip`` (0/1 ``[channels]``) is 1."""
+
+    flip: np.ndarray
+
+    @property
+    def positions(self) -> int:
+        """Pixels of a window."""
+        return self.source.channels // self.result.channels
+
+    def reference(self, x: np.ndarray) -> np.ndarray:
+        """Windows ``[height, width, positions · channels]`` to ``[height, width, channels]``."""
+        elements = x.reshape(*x.shape[:2], self.positions, -1)
+        return np.where(self.flip, elements.min(2), elements.max(2))
+
+
+@dataclass(frozen=True, eq=False)
 class Weigh(Stage):
     """Each group of neighbours becomes its sum with ``coefficients``."""
 

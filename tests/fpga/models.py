@@ -53,10 +53,10 @@ def mlp(sizes=(48, 24, 16, 10), seed=0):
     return finish(nodes, constants, [1, sizes[0]], name, [1, sizes[-1]])
 
 
-def cnn(seed=0, pads=0, residual=False):
+def cnn(seed=0, pads=0, residual=False, pool=(2, 2, 0)):
     """A small network in the shape of CNV: 8-bit pixels, ±1 convolutions, max-pools of signs, dense ±1 layers.
 
-    ``residual``: floats of the first convolution are added to those of a third.
+    ``residual``: floats of the first convolution are added to those of a third. ``pool``: kernel, stride and pads.
     """
     random = np.random.default_rng(seed)
     constants = {"low": np.float32(0), "high": np.float32(1), "levels": np.float32(255)}
@@ -84,8 +84,10 @@ def cnn(seed=0, pads=0, residual=False):
             nodes += sign("both", "b")
             name = "b"
         if number == 1:
-            nodes.append(helper.make_node("MaxPool", [name], ["pooled"], kernel_shape=[2, 2], strides=[2, 2]))
-            name, size = "pooled", size // 2
+            kernel, stride, edge = pool
+            window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [edge] * 4}
+            nodes.append(helper.make_node("MaxPool", [name], ["pooled"], **window))
+            name, size = "pooled", (size + 2 * edge - kernel) // stride + 1
     constants["flat"] = np.array([1, -1], np.int64)
     nodes.append(helper.make_node("Reshape", [name, "flat"], ["row"]))
     constants["w"] = random.choice([-1.0, 1.0], (channels * size * size, 5)).astype(np.float32)

@@ -70,12 +70,14 @@ def test_cycles_are_within_two_percent_of_the_estimate_and_stalls_change_nothing
     np.testing.assert_array_equal(stalled, results)
 
 
+@pytest.mark.parametrize("pool", [(2, 2, 0), (3, 2, 1)])
 @pytest.mark.parametrize("pads", [0, 1])
-def test_stages_of_a_convolutional_network_compute_what_its_packed_model_says(pads):
-    packed = xnorc.optimize(cnn(pads=pads)).model
+def test_stages_of_a_convolutional_network_compute_what_its_packed_model_says(pads, pool):
+    packed = xnorc.optimize(cnn(pads=pads, pool=pool)).model
     cut = partition(packed)
     kinds = [type(stage).__name__ for stage in cut.stages]
-    assert kinds == ["Slide", "Multiply", "Slide", "Multiply", "Pool", "Multiply"]
+    pooling = ["Slide", "Largest"] if pool[2] else ["Pool"]
+    assert kinds == ["Slide", "Multiply", "Slide", "Multiply", *pooling, "Multiply"]
     assert cut.reasons == {} and [node.op_type for node in cut.head.graph.node] == ["PackLevels"]
     image = np.random.default_rng(pads).uniform(0, 1, (1, 3, 11, 11)).astype(np.float32)
     (source,) = golden.run(golden.session(cut.head), {"image": image}).values()
@@ -92,9 +94,9 @@ def test_stages_of_a_convolutional_network_compute_what_its_packed_model_says(pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pads", [0, 1])
-def test_a_convolutional_network_in_simulation(pads):
-    package = xnorc.compile(cnn(pads=pads), "ulx3s-85f", fpga=FpgaOptions(fps=40_000), name="cnn")
+@pytest.mark.parametrize(("pads", "pool"), [(0, (2, 2, 0)), (1, (3, 2, 1))])
+def test_a_convolutional_network_in_simulation(pads, pool):
+    package = xnorc.compile(cnn(pads=pads, pool=pool), "ulx3s-85f", fpga=FpgaOptions(fps=40_000), name="cnn")
     result = package.validate("sim")
     assert result.ok
     guess = package.manifest["fpga"]["estimate"]

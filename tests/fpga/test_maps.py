@@ -5,6 +5,13 @@ import pytest
 
 pytest.importorskip("amaranth")
 
+from amaranth.hdl import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from xnorc.runtimes.fpga.units.largest import Largest
 from xnorc.runtimes.fpga.units.matvec import Border, MatrixVector, Product
 from xnorc.runtimes.fpga.units.pool import MaxPool
 from xnorc.runtimes.fpga.units.window import Sliding, Window
@@ -59,6 +66,48 @@ def test_pools_equal_numpy(height, width, channels, kernel, simd):
     unit = MaxPool(height, width, kernel, flip, simd)
     got, _ = stream_through(unit, words_of(x.reshape(3, -1), simd), want.size // simd, gaps=0.3, refusals=0.3)
     np.testing.assert_array_equal(elements_of(got, simd, 3), want)
+
+
+class Windowed(wiring.Component):
+    """A window unit and the largest of each of its windows."""
+
+    def __init__(self, sliding, flip, simd, bits, is_signed):
+        self.window = Window(sliding, simd, bits)
+        self.largest = Largest(sliding.kernel[0] * sliding.kernel[1], flip, simd, bits, is_signed)
+        width = stream.Signature(simd * bits)
+        super().__init__({"input": In(width), "output": Out(width)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.window, m.submodules.largest = self.window, self.largest
+        wiring.connect(m, wiring.flipped(self.input), self.window.input)
+        wiring.connect(m, self.window.output, self.largest.input)
+        wiring.connect(m, self.largest.output, wiring.flipped(self.output))
+        return m
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from([((3, 3), (2, 2), (1, 1, 1, 1)), ((3, 3), (1, 1), (1, 1, 1, 1)), ((2, 2), (2, 2), (0, 1, 1, 0)),
+                     ((3, 2), (1, 2), (0, 0, 0, 0)), ((2, 2), (1, 1), (0, 0, 0, 0))]),
+    st.sampled_from([(2, 1), (2, 2), (4, 2), (1, 1)]), st.sampled_from([(1, False), (2, False), (4, True), (8, True)]),
+    st.sampled_from([0.0, 0.4]), st.sampled_from([0.0, 0.4]), st.integers(0, 1000),
+)  # fmt: skip
+def test_pools_of_any_window_and_any_bits_equal_numpy(form, lanes, numbers, gaps, refusals, seed):
+    random = np.random.default_rng(seed)
+    (kernel, strides, pads), (channels, simd), (bits, is_signed) = form, lanes, numbers
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if is_signed else (0, (1 << bits) - 1)
+    flip, (height, width) = random.integers(0, 2, channels), random.integers(4, 7, 2)
+    fills = tuple(np.where(flip, high, low).tolist())
+    sliding = Sliding(int(height), int(width), channels, kernel, strides, pads, fills=fills)
+    x = random.integers(low, high + 1, (2, height, width, channels))
+    padded = np.pad(x.astype(float), ((0, 0), (pads[0], pads[2]), (pads[1], pads[3]), (0, 0)), constant_values=np.nan)
+    views = np.lib.stride_tricks.sliding_window_view(padded, kernel, (1, 2))[:, :: strides[0], :: strides[1]]
+    want = np.where(flip, np.nanmin(views, (-1, -2)), np.nanmax(views, (-1, -2))).astype(np.int64).reshape(2, -1)
+    unit = Windowed(sliding, flip, simd, bits, is_signed)
+    words = words_of(x.reshape(2, -1), simd * bits, bits)
+    got, _ = stream_through(unit, words, want.size // simd, gaps=gaps, refusals=refusals, seed=seed)
+    np.testing.assert_array_equal(elements_of(got, simd * bits, 2, bits), want % (1 << bits))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from .fifo import Fifo
+from .steady import later
 
 BUFFER_BITS = 4096
 """Buffers of more bits lie in block memory."""
@@ -22,7 +23,7 @@ BUFFER_BITS = 4096
 class Sliding:
     """Windows of ``kernel`` (rows, columns) at ``stride`` over ``height × width`` pixels of ``channels`` elements.
 
-    ``pads``: top, left, bottom, right, of elements whose bits are ``fill``.
+    ``pads``: top, left, bottom, right, of elements whose bits are ``fill``, or of the number ``fills`` of each channel.
     """
 
     height: int
@@ -32,6 +33,7 @@ class Sliding:
     stride: tuple[int, int]
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     fill: int = 0
+    fills: tuple[int, ...] = ()
 
     @property
     def out(self) -> tuple[int, int]:
@@ -42,7 +44,9 @@ class Sliding:
     def reference(self, x: np.ndarray) -> np.ndarray:
         """Windows ``[rows, columns, kernel rows · kernel columns · channels]`` of ``[height, width, channels]``."""
         top, left, bottom, right = self.pads
-        padded = np.pad(x, ((top, bottom), (left, right), (0, 0)), constant_values=self.fill)
+        padded = np.empty((top + self.height + bottom, left + self.width + right, self.channels), x.dtype)
+        padded[:] = self.fills or self.fill
+        padded[top : top + self.height, left : left + self.width] = x
         (kh, kw), (sh, sw), (rows, columns) = self.kernel, self.stride, self.out
         parts = [
             padded[i : i + (rows - 1) * sh + 1 : sh, j : j + (columns - 1) * sw + 1 : sw]
@@ -173,13 +177,34 @@ class Window(wiring.Component):
         m.submodules.results = fifo = Fifo(len(self.output.payload), 16 if late else 8)
         m.d.comb += [
             fifo.input.valid.eq(there[-1]),
-            fifo.input.payload.eq(Mux(inside[-1], stored, Const(-shape.fill, len(stored)))),
+            fifo.input.payload.eq(Mux(inside[-1], stored, self._fill(m, run, len(inside)))),
         ]
         wiring.connect(m, wiring.flipped(self.output), fifo.output)
         free = Signal(range(fifo.depth + 1), init=fifo.depth)
         m.d.sync += free.eq(free + (self.output.valid & self.output.ready) - go)
         m.d.sync += room.eq(free > 1)
         return m
+
+    def _fill(self, m: Module, run: Signal, cycles: int) -> Value:
+        """A word of padding, so many cycles after its place in the pixel was ``run``."""
+        shape, width = self.sliding, self.simd * self.bits
+        if not shape.fills:
+            return Const(-shape.fill, width)
+        ones = (1 << self.bits) - 1
+        words = [
+            sum(
+                (int(value) & ones) << (i * self.bits) for i, value in enumerate(shape.fills[start : start + self.simd])
+            )
+            for start in range(0, shape.channels, self.simd)
+        ]
+        if len(set(words)) == 1:
+            return Const(words[0], width)
+        place, result = later(m, run, "fill_place", cycles), Signal(width, name="fill_word")
+        with m.Switch(place):
+            for k, word in enumerate(words):
+                with m.Case(k):
+                    m.d.comb += result.eq(Const(word, width))
+        return result
 
 
 def _by(m: Module, index: Signal, count: int, function: Callable[[int], int], name: str) -> Signal:
