@@ -214,8 +214,8 @@ def estimate(
     """What a model would take on an FPGA board and how fast it would run there, in seconds and without building anything.
 
     Gives ``interval_cycles``, ``latency_cycles``, ``fps``, ``luts``, ``blocks``, ``stages`` (one a unit), ``cpu`` (nodes that
-    stay on the CPU) and ``reasons``. Raises ``TargetError`` when ``target`` is no board or the model does not fit it,
-    ``UnsupportedError`` when no layer can run there.
+    stay on the CPU), ``reasons`` and ``partition``: operators of the ``head`` and the ``tail``, nodes on the ``fpga``. Raises
+    ``TargetError`` when ``target`` is no board or the model does not fit it, ``UnsupportedError`` when no layer can run there.
     """
     from .runtimes.fpga.tools import require_amaranth
 
@@ -230,8 +230,13 @@ def estimate(
     board = board_of(target)
     cut, found = board_estimate(packed.model, board, fpga or FpgaOptions())
     left = [node.name for node in packed.model.graph.node if node.name not in set(cut.nodes)]
+    ends = {
+        part: [] if model is None else [node.op_type for node in model.graph.node]
+        for part, model in (("head", cut.head), ("tail", cut.tail))
+    }
     return {
         "board": board.name, "capacity": dict(board.capacity), **found.to_dict(), "cpu": left, "reasons": cut.reasons,
+        "partition": {**ends, "fpga": [layer.nodes[0].name for layer in cut.layers]},
     }  # fmt: skip
 
 

@@ -63,6 +63,9 @@ def estimate_on_board(
 
         found = api.estimate(model, target, shapes=shapes, sign_zero=sign_zero, fpga=options, progress=say)
     show_estimate(found, target)
+    parts = found["partition"]
+    before, behind = (", ".join(parts[part]) or "nothing" for part in ("head", "tail"))
+    click.echo(f"CPU: {before} | FPGA: {', '.join(parts['fpga'])} | CPU: {behind}")
     for node, reason in found["reasons"].items():
         click.echo(f"on the CPU: {node}: {reason}")
     write_json(json_file, found)

@@ -16,7 +16,7 @@ from ...targets import NAMES, FpgaOptions, get
 from . import boards
 from .accelerator import Accelerator
 from .emit import Design, emit
-from .folding import Plan, compress, plan
+from .folding import Plan, TooLarge, compress, plan
 from .partition import Partition, partition
 from .units.technology import Technology
 
@@ -29,16 +29,36 @@ def estimate(packed: onnx.ModelProto, board: boards.Board, options: FpgaOptions)
     """What would run where, and how fast. Raises ``UnsupportedError``, ``TargetError``."""
     cut = partition(packed)
     clock = options.clock_hz or board.clock_hz
-    found = plan(
-        cut.stages,
-        clock,
-        dict(board.capacity),
-        fps=options.fps,
-        share=options.share,
-        board=board.name,
-        family=board.family,
-    )
+    try:
+        found = _planned(cut, board, clock, options.fps, options.share)
+    except TooLarge as error:
+        raise TargetError(f"{error}; {_way_out(cut, board, clock, options.share, error.least)}") from None
     return cut, compress(found, board.family) if options.mst else found
+
+
+def _planned(cut: Partition, board: boards.Board, clock: float, fps: float | None, share: float) -> Plan:
+    capacity = dict(board.capacity)
+    return plan(cut.stages, clock, capacity, fps=fps, share=share, board=board.name, family=board.family)
+
+
+def _way_out(cut: Partition, board: boards.Board, clock: float, share: float, least: Plan) -> str:
+    """The option that would make a model fit, or the board."""
+    wanted = -(-100 * least.luts // board.capacity["LUT4"])
+    if 100 * share < wanted <= 100:
+        try:
+            _planned(cut, board, clock, None, wanted / 100)
+            return f"--max-luts {wanted}% would make it fit"
+        except TooLarge:
+            pass
+    for name in boards.NAMES:
+        other = boards.get(name)
+        if other.capacity["LUT4"] > board.capacity["LUT4"]:
+            try:
+                _planned(cut, other, other.clock_hz, None, share)
+                return f"--target {name} has room for it"
+            except TooLarge:
+                pass
+    return "no board here has room for it: fewer or narrower layers would need less"
 
 
 def technology(board: boards.Board) -> Technology:

@@ -181,6 +181,14 @@ def _options(stage: Stage, family: str) -> list[tuple[Fold, Cost]]:
     return found
 
 
+class TooLarge(TargetError):
+    """A model that fits no share of the chip that was allowed. ``least``: the smallest pipeline there is for it."""
+
+    def __init__(self, message: str, least: Plan) -> None:
+        super().__init__(message)
+        self.least = least
+
+
 def plan(
     stages: Sequence[Stage],
     clock_hz: float,
@@ -193,8 +201,8 @@ def plan(
 ) -> Plan:
     """The cheapest folds that reach ``fps``; without it the fastest that fit ``share`` of the LUTs.
 
-    ``capacity``: ``LUT4``, ``BRAM`` and ``DSP`` of the chip, one of ``family``. Raises ``TargetError`` that names the resource
-    when nothing fits.
+    ``capacity``: ``LUT4``, ``BRAM`` and ``DSP`` of the chip, one of ``family``. Raises ``TooLarge`` that names the resource
+    when nothing fits, ``TargetError`` when ``fps`` is out of reach.
     """
     budget = int(capacity["LUT4"] * share), int(capacity["BRAM"] * 0.95), capacity.get("DSP", 0)
     if fps is not None:
@@ -227,10 +235,8 @@ def plan(
             for need, name, most in zip(_needs(small), ("LUT4", "block memories", "multipliers"), budget, strict=True)
             if need > most
         ]
-        hint = "raise --max-luts or " if small.luts > budget[0] and share < 0.9 else ""
-        raise TargetError(
-            f"the model does not fit board '{board}' even one product a cycle: it needs {' and '.join(over)}; "
-            f"{hint}choose a larger board or a smaller model"
+        raise TooLarge(
+            f"the model does not fit board '{board}' even one product a cycle: it needs {' and '.join(over)}", small
         )
     return _plan(stages, chosen, clock_hz, family)
 

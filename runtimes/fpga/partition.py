@@ -57,6 +57,9 @@ def partition(packed: onnx.ModelProto) -> Partition:
     source, result = run.source, run.layers[-1].result
     stages = _connected(run)
     on_fpga = [node.name for layer in run.layers for node in layer.nodes]
+    for node in graph.nodes:
+        if node.name not in on_fpga and node.name not in reasons and count_macs(node, graph.types):
+            reasons[node.name] = f"there is no unit for {node.op_type}"
     outputs = [value.name for value in packed.graph.output]
     inputs = [value.name for value in packed.graph.input if value.name not in graph.constants]
     behind = _needed(packed, outputs, {result})

@@ -53,10 +53,11 @@ def mlp(sizes=(48, 24, 16, 10), seed=0):
     return finish(nodes, constants, [1, sizes[0]], name, [1, sizes[-1]])
 
 
-def cnn(seed=0, pads=0, residual=False, pool=(2, 2, 0)):
+def cnn(seed=0, pads=0, residual=False, pool=(2, 2, 0), dilation=1):
     """A small network in the shape of CNV: 8-bit pixels, ±1 convolutions, max-pools of signs, dense ±1 layers.
 
     ``residual``: floats of the first convolution are added to those of a third. ``pool``: kernel, stride and pads.
+    ``dilation``: of the first convolution.
     """
     random = np.random.default_rng(seed)
     constants = {"low": np.float32(0), "high": np.float32(1), "levels": np.float32(255)}
@@ -68,14 +69,14 @@ def cnn(seed=0, pads=0, residual=False, pool=(2, 2, 0)):
     name, channels, size = "pixels", 3, 11
     for number, outputs in enumerate((6, 9)):
         constants[f"k{number}"] = random.choice([-1.0, 1.0], (outputs, channels, 3, 3)).astype(np.float32)
-        nodes.append(
-            helper.make_node("Conv", [name, f"k{number}"], [f"c{number}"], name=f"conv{number}", pads=[pads] * 4)
-        )
+        apart = dilation if number == 0 else 1
+        window = {"pads": [pads] * 4, "dilations": [apart] * 2}
+        nodes.append(helper.make_node("Conv", [name, f"k{number}"], [f"c{number}"], name=f"conv{number}", **window))
         nodes.append(batch_norm(f"c{number}", f"n{number}", outputs, random, constants))
         if number == 0:
             constants["n0_mean"] *= 60
         nodes += sign(f"n{number}", f"b{number}")
-        name, channels, size = f"b{number}", outputs, size - 2 + 2 * pads
+        name, channels, size = f"b{number}", outputs, size - 2 * apart + 2 * pads
         if number == 0 and residual:
             constants["k"] = random.choice([-1.0, 1.0], (outputs, outputs, 1, 1)).astype(np.float32)
             nodes.append(helper.make_node("Conv", [name, "k"], ["c"], name="conv"))
@@ -85,8 +86,8 @@ def cnn(seed=0, pads=0, residual=False, pool=(2, 2, 0)):
             name = "b"
         if number == 1:
             kernel, stride, edge = pool
-            window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [edge] * 4}
-            nodes.append(helper.make_node("MaxPool", [name], ["pooled"], **window))
+            pooling = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [edge] * 4}
+            nodes.append(helper.make_node("MaxPool", [name], ["pooled"], **pooling))
             name, size = "pooled", (size + 2 * edge - kernel) // stride + 1
     constants["flat"] = np.array([1, -1], np.int64)
     nodes.append(helper.make_node("Reshape", [name, "flat"], ["row"]))

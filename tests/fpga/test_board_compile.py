@@ -1,6 +1,7 @@
 """ONNX → partition → folded hardware → Verilog → Verilator: the same integers as on the CPU, in the cycles foretold."""
 
 import json
+import re
 
 import numpy as np
 import onnx
@@ -118,8 +119,43 @@ def test_folding_reaches_the_rate_or_says_what_is_possible():
     assert slow.fps >= 1e4 and fast.fps >= 1e7 and slow.luts < fast.luts
     with pytest.raises(TargetError, match=r"the best is .* FPS"):
         plan(stages, 150e6, CAPACITY, fps=1e9, board="ulx3s-85f")
-    with pytest.raises(TargetError, match=r"does not fit board 'small'.*LUT4 of 50"):
+    with pytest.raises(TargetError, match=r"does not fit board 'small'.*LUT4 of 50 \(\d+ % too many\)"):
         plan(stages, 150e6, {"LUT4": 50, "BRAM": 2}, share=1.0, board="small")
+
+
+def test_a_model_that_does_not_fit_names_the_resource_by_how_much_and_the_option_that_would_help(tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(mlp((784, 256, 256, 10)), path)
+    done = run("compile", path, "--target", "icebreaker", "-o", tmp_path / "m.xnorc")
+    assert done.exit_code == 2 and not (tmp_path / "m.xnorc").exists()
+    over = r"needs [\d,]+ block memories of 28 \(\d+ % too many\); --target ulx3s-85f has room for it"
+    assert re.search(rf"does not fit board 'icebreaker'.*{over}", " ".join(done.output.split()))
+    onnx.save(mlp((48, 24, 16, 10)), path)
+    done = run("compile", path, "--target", "icebreaker", "--max-luts", "3%", "--estimate")
+    (option,) = re.findall(
+        r"LUT4 of 158 \(\d+ % too many\); --max-luts (\d+%) would make it fit", " ".join(done.output.split())
+    )
+    assert done.exit_code == 2
+    assert run("compile", path, "--target", "icebreaker", "--max-luts", option, "--estimate").exit_code == 0
+
+
+def test_what_the_fpga_cannot_run_is_named_with_the_partition(tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(cnn(residual=True, dilation=2), path)
+    done = run("compile", path, "--target", "ulx3s-85f", "--estimate", "--json", tmp_path / "facts.json")
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert done.exit_code == 0
+    assert facts["partition"]["fpga"] == [
+        "conv1/BinaryConv",
+        "MaxPool_16/BinaryMaxPool",
+        "Reshape_17/Reshape",
+        "fc/BinaryGemm",
+    ]
+    assert facts["partition"]["head"][-2:] == ["Add", "Pack"] and facts["partition"]["tail"] == ["Cast", "Mul", "Add"]
+    assert "1 groups and dilations [2, 2]" in facts["reasons"]["conv0/BitSerialConv"]
+    for node, reason in facts["reasons"].items():
+        assert f"on the CPU: {node}: {reason}" in done.output
+    assert "| FPGA: conv1/BinaryConv, " in done.output
 
 
 def test_a_model_without_binary_layers_is_refused(tmp_path):
