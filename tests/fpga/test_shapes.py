@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 import torch
 
 import xnorc
+from examples.fpga import mnist
 from examples.fpga.shapes import Convolutional, Dense, randomize
 from xnorc.operations import count_macs, tensor_types
 from xnorc.runtimes.fpga.partition import partition
@@ -38,3 +39,16 @@ def test_a_narrow_cnv_in_simulation():
     data = {"image": np.random.default_rng(0).uniform(0, 1, (10, 1, 3, 32, 32)).astype(np.float32)}
     host = xnorc.compile(model, "host", name="cnv")
     np.testing.assert_array_equal(package.run(data, "sim")["scores"], host.run(data, "host")["scores"])
+
+
+@pytest.mark.slow
+def test_a_network_for_mnist_is_whole_on_the_fpga_and_gives_the_integers_of_the_cpu():
+    torch.manual_seed(3)
+    net, images = mnist.Net(), torch.rand(200, 1, 28, 28) ** 4
+    mnist.train(net, images, torch.randint(0, 10, (200,)), 2)
+    model = xnorc.export(net, torch.zeros(1, 1, 28, 28), input_names=["image"], output_names=["scores"]).model
+    package = xnorc.compile(model, "ulx3s-85f", fpga=FpgaOptions(fps=16_000), name="mnist")
+    data, host = {"image": images[:32, None].numpy()}, xnorc.compile(model, "host", name="mnist")
+    np.testing.assert_array_equal(package.run(data, "sim")["scores"], host.run(data, "host")["scores"])
+    cut = partition(xnorc.optimize(model).model)
+    assert cut.reasons == {} and len(cut.layers) == 8
