@@ -88,8 +88,11 @@ class Order:
 
     def minimum(self) -> np.ndarray | int:
         """Which channels need the minimum of the bits (bool [C]), or the first channel that fits neither way."""
-        rising = self._high[0] < self._low[1]
-        falling = self._high[1] < self._low[0]
-        # A channel whose bit is constant has no value on one side: both hold, and either way is right.
-        unfit = ~(rising | falling) | self._nan
+        rising, falling = self.ways()
+        unfit = ~(rising | falling)
         return int(np.argmax(unfit)) if unfit.any() else falling & ~rising
+
+    def ways(self) -> tuple[np.ndarray, np.ndarray]:
+        """bool [C]: in which channels the bit rises with the value, and in which it falls."""
+        # A channel whose bit is constant has no value on one side: both hold, and either way is right.
+        return (self._high[0] < self._low[1]) & ~self._nan, (self._high[1] < self._low[0]) & ~self._nan

@@ -38,8 +38,8 @@ _IDIOM = {
     "And",
 }
 _FAR = 8
-LEVEL_OPERATORS = ("PackLevels",)
-"""Operators whose output holds levels in bit planes."""
+_MOVES_LEVELS = ("LevelMaxPool", "Reshape")
+"""Operators behind which a ``PackLevels``' codes are still its codes."""
 _WITHOUT_CHOICE = "/before xnorc's choice of sign(0)"
 """Behind the name of a tensor of the original: what it is without the user's choice."""
 
@@ -174,7 +174,9 @@ class References:
     def _origin(self, name: str, entry: Mapping[str, Any]) -> Origin:
         node, tensor = self.packed.producer[name], entry["tensor"]
         fields = name, tensor, entry["perm"], entry["channels"]
-        levels = self.levels.get(tensor) if node.op_type in LEVEL_OPERATORS else None
+        while node.op_type in _MOVES_LEVELS and node.input[0] in self.packed.producer:
+            node = self.packed.producer[node.input[0]]
+        levels = self.levels.get(tensor) if node.op_type == "PackLevels" else None
         if levels is None:
             unsigned = bool(entry.get("unsigned", False))
             return Origin(*fields, tuple(self.original.before_sign(tensor, unsigned)), unsigned)

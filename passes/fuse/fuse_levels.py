@@ -8,13 +8,14 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ...opset import DOMAIN, packed_bytes
+from ...opset import DOMAIN, pack_bits, packed_bytes
 from ...opset.levels import level_index
 from ..base import Context, Pass, Status, add_constant, add_node, constant, consumers, is_output, static_shape
 from ..chain import Chain, absorbed, original_name, trace_chain
 from ..graph import dead_nodes, remove_node
 from ..pack.pack import reshape
-from .fuse_threshold import _layout
+from ..step_function import Order
+from .fuse_threshold import Pool, layout
 
 MOST_EVALUATIONS = 1 << 24
 """Most accumulator values times channels that a chain is evaluated on."""
@@ -30,6 +31,7 @@ class _Plan:
     """int32 ``[T, C]``."""
     flip: np.ndarray
     """uint8 ``[C]``."""
+    pools: tuple[Pool, ...]
 
 
 class FuseLevels(Pass):
@@ -39,8 +41,12 @@ class FuseLevels(Pass):
     the accumulator can have, in every channel, and the levels are read off. Where they rise or fall throughout, the
     accumulators at which they change are the thresholds; a level that is skipped shares its threshold with the next.
 
-    It does not fire where the chain meets another computed tensor (a residual), pools, moves elements, or is not elementwise;
-    where the levels of a channel rise and fall; for more than 4 bits (``MOST_STEPS``);
+    A MaxPool in the chain moves behind the thresholds, as ``LevelMaxPool`` of the codes: their largest where the level rises
+    with the pooled value, their least where it falls.
+
+    It does not fire where the chain meets another computed tensor (a residual), moves elements, or is not elementwise;
+    where the levels of a channel rise and fall; where it pools codes that do not rise with their levels (two's complement);
+    for more than 4 bits (``MOST_STEPS``);
     where the float value or the accumulator is read by something else;
     and where there are too many values to evaluate (``MOST_EVALUATIONS``).
     """
@@ -70,11 +76,11 @@ class FuseLevels(Pass):
 
 def _plan(graph: gs.Graph, ctx: Context, pack: gs.Node, chain: Chain) -> _Plan | str:
     """Thresholds for one PackLevels, or why there are none."""
-    windows = _layout(pack, chain)
+    windows = layout(pack, chain)
     if isinstance(windows, str):
         return windows
-    if windows:
-        return "a MaxPool is in the chain"
+    if windows and list(pack.attrs["codes"]) != sorted(pack.attrs["codes"]):
+        return "a MaxPool is in the chain, and its codes do not rise with the levels"
     mine = {id(pack), *(id(link.node) for link in chain.links)}
     for tensor in (chain.accumulator, *(link.tensor for link in chain.links)):
         others = [node for node in consumers(tensor) if id(node) not in mine]
@@ -91,13 +97,24 @@ def _plan(graph: gs.Graph, ctx: Context, pack: gs.Node, chain: Chain) -> _Plan |
         return f"{len(values)} accumulator values in {count} channels are too many to evaluate"
     end = chain.links[-1].tensor if chain.links else chain.accumulator
     levels = np.empty((len(values), count), np.int16)
-    for rows, (found,) in chain.evaluate([end], ctx.opset):
+    pooled = [link for link in chain.links if link.node.op == "MaxPool"]
+    orders = [[Order(count) for _ in threshold] for _ in pooled]
+    for rows, (found, *before) in chain.evaluate([end, *(link.node.inputs[0] for link in pooled)], ctx.opset):
         if np.isnan(found).any():
             return "the chain gives values that are no numbers"
         levels[rows] = level_index(found, threshold, flip)
+        for steps, value in zip(orders, before, strict=True):
+            for step, order in enumerate(steps):
+                order.feed(value, levels[rows] > step)
     rises, falls = (np.diff(levels, axis=0) >= 0).all(0), (np.diff(levels, axis=0) <= 0).all(0)
     if not (rises | falls).all():
         return f"channel {int(np.argmin(rises | falls))} neither rises nor falls with the accumulator"
+    pools = []
+    for link, window, steps in zip(pooled, windows, orders, strict=True):
+        up, down = (np.all(each, axis=0) for each in zip(*(order.ways() for order in steps), strict=True))
+        if not (up | down).all():
+            return f"channel {int(np.argmin(up | down))} is not monotone in what MaxPool '{link.node.name}' pools"
+        pools.append(Pool(link, window, ~up))
     turned = ~rises
     # Step t is passed by the values whose level is above t: from the first such value on, or below the first that is not.
     found_thresholds = np.empty((len(threshold), count), np.int32)
@@ -106,7 +123,7 @@ def _plan(graph: gs.Graph, ctx: Context, pack: gs.Node, chain: Chain) -> _Plan |
         above = (levels > step) ^ turned
         first = np.argmax(above, axis=0)
         found_thresholds[step] = np.where(above.any(0), values[first], past)
-    return _Plan(chain, found_thresholds, np.asarray(turned, np.uint8))
+    return _Plan(chain, found_thresholds, np.asarray(turned, np.uint8), tuple(pools))
 
 
 def _apply(graph: gs.Graph, ctx: Context, pack: gs.Node, plan: _Plan) -> None:
@@ -116,7 +133,8 @@ def _apply(graph: gs.Graph, ctx: Context, pack: gs.Node, plan: _Plan) -> None:
     planes = int(pack.attrs["planes"])
     base, attrs = original_name(ctx, pack), dict(pack.attrs)
     pack.inputs.clear()
-    direct = target == (planes, *shape[:-1], packed_bytes(shape[-1]))
+    size = packed_bytes(shape[-1])
+    direct = not plan.pools and target == (planes, *shape[:-1], size)
     value = add_node(
         graph, ctx, "PackLevels",
         [chain.accumulator, add_constant(ctx, f"{base}/int_threshold", plan.threshold),
@@ -124,11 +142,42 @@ def _apply(graph: gs.Graph, ctx: Context, pack: gs.Node, plan: _Plan) -> None:
         stands_for=pack, output=output if direct else None, domain=DOMAIN,
         perm=list(range(len(shape))), codes=attrs["codes"], planes=planes,
     )  # fmt: skip
-    if not direct:
+    for i, pool in enumerate(plan.pools):
+        last = output if i == len(plan.pools) - 1 else None
+        value = _pooled(
+            graph, ctx, value, pool, (planes, size), last if last is not None and len(target) == 5 else None
+        )
+    if value is not output:
         reshape(graph, ctx, value, target, pack, output)
     anchor = original_name(ctx, chain.anchor)
     record = ctx.records.get(base)
     text = f"{record.reason}; " if record is not None and record.status is Status.PACKED else ""
     ctx.note(pack, Status.PACKED, f"{text}{len(plan.threshold)} integer thresholds a channel on '{anchor}'")
+    for pool in plan.pools:
+        ctx.note(pool.link.node, Status.PACKED, f"the largest codes behind the thresholds of '{anchor}'")
     for link in chain.links:
+        if link.node.op == "MaxPool":
+            continue
         absorbed(ctx, link.node, Status.FUSED, f"part of the integer thresholds of '{anchor}'")
+
+
+def _pooled(
+    graph: gs.Graph, ctx: Context, tensor: gs.Tensor, pool: Pool, sizes: tuple[int, int], output: gs.Tensor | None
+) -> gs.Tensor:
+    """``LevelMaxPool`` of codes ``[planes, N, W, bytes]`` or ``[planes, N, H, W, bytes]``; ``sizes``: planes and bytes."""
+    node, (planes, size) = pool.link.node, sizes
+    n, _, *spatial = static_shape(node.inputs[0])
+    lifted = (planes, n, *([1] * (2 - len(spatial))), *spatial, size)
+    flip = add_constant(ctx, f"{original_name(ctx, node)}/flip", pack_bits(pool.minimum))
+    if static_shape(tensor) != lifted:
+        tensor = reshape(graph, ctx, tensor, lifted, node)
+    return add_node(
+        graph,
+        ctx,
+        "LevelMaxPool",
+        [tensor, flip],
+        stands_for=node,
+        output=output,
+        domain=DOMAIN,
+        **pool.window.pool_attrs(),
+    )

@@ -18,7 +18,7 @@ from ..windows import Window, max_pool_window
 
 
 @dataclass(frozen=True)
-class _Pool:
+class Pool:
     """A MaxPool inside a chain: done on bits behind the threshold."""
 
     link: Link
@@ -32,7 +32,7 @@ class _Plan:
     pack: gs.Node
     chain: Chain
     steps: Steps
-    pools: tuple[_Pool, ...]
+    pools: tuple[Pool, ...]
 
 
 class FuseThreshold(Pass):
@@ -110,7 +110,7 @@ class FuseThreshold(Pass):
 
 def _plan(pack: gs.Node, chain: Chain, ctx: Context) -> _Plan | str:
     """Thresholds for one Pack, or why there are none."""
-    windows = _layout(pack, chain)
+    windows = layout(pack, chain)
     if isinstance(windows, str):
         return windows
     pooled = [link for link in chain.links if link.node.op == "MaxPool"]
@@ -133,11 +133,11 @@ def _plan(pack: gs.Node, chain: Chain, ctx: Context) -> _Plan | str:
         minimum = order.minimum()
         if isinstance(minimum, int):
             return f"channel {minimum} is not monotone in what MaxPool '{link.node.name}' pools"
-        pools.append(_Pool(link, window, minimum))
+        pools.append(Pool(link, window, minimum))
     return _Plan(pack, chain, steps, tuple(pools))
 
 
-def _layout(pack: gs.Node, chain: Chain) -> list[Window] | str:
+def layout(pack: gs.Node, chain: Chain) -> list[Window] | str:
     """The windows of the chain's pools, or why its elements do not stay in the accumulator's order.
 
     Follows the index of every element through the nodes that move data: before each pool and at the Pack, the elements

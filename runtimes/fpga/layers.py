@@ -37,6 +37,7 @@ READERS: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = (
     ("IntegerGemm", _INTEGER_GEMM),
     ("IntegerConv", (("ai.xnorc.IntegerConv", 2),)),
     ("pool", (("ai.xnorc.BinaryMaxPool", 2),)),
+    ("levels.pool", (("ai.xnorc.LevelMaxPool", 2),)),
     ("reshape", (("onnx.Reshape", 2),)),
     ("sum", (("onnx.Add", 2), *_RESCALE)),
     ("scaled", (("onnx.Cast", 1), ("onnx.Mul", 2))),
@@ -72,7 +73,7 @@ def read_layer(
     reader = Reader(nodes, constants, types)
     read = {
         "BinaryConv": reader.conv, "BitSerialConv": reader.conv, "BinaryGemm": reader.gemm, "BitSerialGemm": reader.gemm,
-        "BinaryMaxPool": reader.pool, "Reshape": reader.reshape,
+        "BinaryMaxPool": reader.pool, "LevelMaxPool": reader.pool, "Reshape": reader.reshape,
     }.get(nodes[0].op_type)  # fmt: skip
     if read is not None:
         return read()
@@ -208,23 +209,25 @@ class Reader:
         return self.layer(stages, sums.meaning())
 
     def pool(self) -> Layer:
-        """Max-pooling of bits: a unit of its own for windows side by side, else a window unit and the largest of each."""
+        """Max-pooling: a unit of its own for bits in windows side by side, else a window unit and the largest of each."""
         attrs, flip = self.attrs[0], np.unpackbits(self.constant(self.anchor, 1), bitorder="little")
         kernel, pads = tuple(attrs["kernel_shape"]), tuple(int(pad) for pad in attrs["pads"])
         if list(attrs["dilations"]) != [1, 1]:
             raise NotOnFpga(f"it has the dilations {list(attrs['dilations'])}: only [1, 1]")
-        given, name = self.types[self.anchor.input[0]].shape, (self.anchor.name,)
-        apart = kernel == tuple(attrs["strides"]) and not any(pads)
+        shape, name = self.types[self.anchor.input[0]].shape, (self.anchor.name,)
+        given, planes = shape[-4:], shape[0] if len(shape) == 5 else 1
+        apart = planes == 1 and kernel == tuple(attrs["strides"]) and not any(pads)
 
         def stages(flow: Flow | None) -> Staged:
-            if flow is None or flow.bits != 1 or (flow.height, flow.width) != given[1:3]:
+            if flow is None or flow.bits != planes or (flow.height, flow.width) != given[1:3]:
                 raise NotOnFpga("there is no layer before it")
             own = flip[: flow.channels].astype(np.int64)
             if apart:
                 result = Flow(flow.height // kernel[0], flow.width // kernel[1], flow.channels)
                 return [Pool(self.name, name, flow, result, kernel, own)], result  # type: ignore[arg-type]
             # A padded element never wins: it is the least, or the largest where the least is wanted.
-            sliding = replace(sliding_of(given, flow.channels, kernel, attrs, 0), fills=tuple(own.tolist()))  # type: ignore[arg-type]
+            sliding = sliding_of(given, flow.channels, kernel, attrs, 0)  # type: ignore[arg-type]
+            sliding = replace(sliding, fills=tuple((own * ((1 << planes) - 1)).tolist()))
             return largest_of(self.name, name, flow, sliding, own)
 
         return self.layer(stages)

@@ -97,11 +97,14 @@ def cnn(seed=0, pads=0, residual=False, pool=(2, 2, 0), dilation=1):
     return finish(nodes, constants, [1, 3, 11, 11], "scores", [1, 5])
 
 
-def low_bit(seed=0, weight_levels=((-1, 1), (-1, 0, 1), (-2, -1, 0, 1)), size=7):
-    """Convolutions and a dense layer with weights of few levels, quantizers to 2 and 4 bits between them, zero padding."""
+def low_bit(seed=0, weight_levels=((-1, 1), (-1, 0, 1), (-2, -1, 0, 1)), size=7, pool=None):
+    """Convolutions and a dense layer with weights of few levels, quantizers to 2 and 4 bits between them, zero padding.
+
+    ``pool``: kernel, stride and pads of one behind the first convolution, whose batch norm follows it.
+    """
     random = np.random.default_rng(seed)
     constants = {"low": np.float32(0), "high": np.float32(1)}
-    nodes, name, channels = [], "image", 3
+    nodes, name, channels, end = [], "image", 3, size
 
     def quantizer(name, number, levels):
         constants[f"levels{number}"] = np.float32(levels)
@@ -119,12 +122,18 @@ def low_bit(seed=0, weight_levels=((-1, 1), (-1, 0, 1), (-2, -1, 0, 1)), size=7)
         nodes.append(
             helper.make_node("Conv", [f"q{number}", f"k{number}"], [f"c{number}"], name=f"conv{number}", pads=[1] * 4)
         )
-        nodes.append(batch_norm(f"c{number}", f"n{number}", outputs, random, constants))
+        name = f"c{number}"
+        if pool and number == 0:
+            (kernel, stride, edge), name = pool, "pooled"
+            pooling = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [edge] * 4}
+            nodes.append(helper.make_node("MaxPool", [f"c{number}"], [name], **pooling))
+            end = (size + 2 * edge - kernel) // stride + 1
+        nodes.append(batch_norm(name, f"n{number}", outputs, random, constants))
         name, channels = f"n{number}", outputs
     nodes += quantizer(name, 2, 3)
     constants["flat"] = np.array([1, -1], np.int64)
     nodes.append(helper.make_node("Reshape", ["q2", "flat"], ["row"]))
-    constants["w"] = random.choice(weight_levels[2], (channels * size * size, 5)).astype(np.float32)
+    constants["w"] = random.choice(weight_levels[2], (channels * end * end, 5)).astype(np.float32)
     nodes.append(helper.make_node("MatMul", ["row", "w"], ["sums"], name="fc"))
     nodes.append(batch_norm("sums", "scores", 5, random, constants))
     return finish(nodes, constants, [1, 3, size, size], "scores", [1, 5])

