@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from . import __version__, golden, targets
+from . import shortcuts as shortcuts_of
 from .calibrate import choose
 from .errors import InputError, ModelError, TargetError
 from .model import prepare, read_model, save_model, source_names
@@ -84,6 +85,7 @@ def optimize(
     shapes: Mapping[str, Sequence[int]] | None = None,
     sign_zero: int | None = None,
     float_layers: str = "float32",
+    shortcuts: str = "float32",
     calibration: Mapping[str, np.ndarray] | None = None,
     check: bool = False,
     progress: Progress | None = None,
@@ -93,11 +95,12 @@ def optimize(
     ``shapes`` fixes dynamic inputs; ``sign_zero`` is the value of sign(0) (None: as the model says); ``check`` compares
     the graph with ONNX Runtime after every pass. With ``float_layers="int8"`` the layers that would stay in float are
     computed on 8-bit integers, whose ranges are taken from ``calibration``: inputs by name, the first axis counting samples
-    (see ``xnorc.calibrate``). Raises ``ModelError`` when the model cannot be compiled, ``InputError`` when the
+    (see ``xnorc.calibrate``). With ``shortcuts="float16"`` shortcuts between binary layers are stored as float16 (see
+    ``xnorc.passes.fixed.half_shortcuts``). Raises ``ModelError`` when the model cannot be compiled, ``InputError`` when the
     calibration data do not fit.
     """
     given = _read(model, shapes)
-    result = _packed(given, _options(given, sign_zero, float_layers, calibration, progress), check, progress)
+    result = _packed(given, _options(given, sign_zero, float_layers, shortcuts, calibration, progress), check, progress)
     if output is not None:
         save_model(result.model, output)
     return result
@@ -109,12 +112,13 @@ def explain(
     shapes: Mapping[str, Sequence[int]] | None = None,
     sign_zero: int | None = None,
     float_layers: str = "float32",
+    shortcuts: str = "float32",
     calibration: Mapping[str, np.ndarray] | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
     """What would be packed, what not, and why. Takes the arguments of ``optimize``."""
     given = _read(model, shapes)
-    options = _options(given, sign_zero, float_layers, calibration, progress)
+    options = _options(given, sign_zero, float_layers, shortcuts, calibration, progress)
     return _explanation(given, _packed(given, options, False, progress))
 
 
@@ -125,13 +129,14 @@ def optimize_and_explain(
     shapes: Mapping[str, Sequence[int]] | None = None,
     sign_zero: int | None = None,
     float_layers: str = "float32",
+    shortcuts: str = "float32",
     calibration: Mapping[str, np.ndarray] | None = None,
     check: bool = False,
     progress: Progress | None = None,
 ) -> Explanation:
     """``optimize`` and ``explain`` at the price of one."""
     given = _read(model, shapes)
-    packed = _packed(given, _options(given, sign_zero, float_layers, calibration, progress), check, progress)
+    packed = _packed(given, _options(given, sign_zero, float_layers, shortcuts, calibration, progress), check, progress)
     save_model(packed.model, output)
     return _explanation(given, packed)
 
@@ -144,6 +149,7 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     sign_zero: int | None = None,
     float_layers: str = "float32",
+    shortcuts: str = "float32",
     calibration: Mapping[str, np.ndarray] | None = None,
     name: str | None = None,
     golden_inputs: Mapping[str, np.ndarray] | None = None,
@@ -154,7 +160,7 @@ def compile(
 ) -> Package:
     """Compile a model for a target, and write the package to ``output`` if given.
 
-    ``shapes``, ``sign_zero``, ``float_layers`` and ``calibration`` are those of ``optimize``.
+    ``shapes``, ``sign_zero``, ``float_layers``, ``shortcuts`` and ``calibration`` are those of ``optimize``.
     ``name`` (default: after the file) names the library and its C functions. ``golden_inputs`` are samples to keep in the
     package with the original model's outputs, by input name, the first axis counting samples; by default they are a few
     seeded random ones. ``fpga``: choices for an FPGA board. ``tuned``: a file of schedules that were tuned before, to be used
@@ -165,11 +171,13 @@ def compile(
     for this target, ``InputError`` when the golden inputs do not fit, ``ToolError`` when the C compiler fails.
     """
     chosen = targets.get(target) if isinstance(target, str) else target
+    if chosen.is_fpga and shortcuts != "float32":
+        raise TargetError(f"shortcuts in {shortcuts} are for CPUs: '{chosen.name}' is an FPGA board")
     title = identifier(model, name)
     say = progress or (lambda stage: None)
     say("reading the model")
     given = _read(model, shapes)
-    options = _options(given, sign_zero, float_layers, calibration, say)
+    options = _options(given, sign_zero, float_layers, shortcuts, calibration, say)
     packed = _packed(given, options, False, lambda stage: say(f"pass {stage}"))
     original = model.SerializeToString(deterministic=True) if isinstance(model, onnx.ModelProto) else model_bytes(model)
     choices = _tuned(given, packed.model, chosen, title, golden_inputs, tuned, tune, say)
@@ -297,11 +305,12 @@ def _read(model: Model, shapes: Mapping[str, Sequence[int]] | None) -> onnx.Mode
 
 
 def _options(
-    model: onnx.ModelProto, sign_zero: int | None, float_layers: str, calibration: Mapping[str, np.ndarray] | None,
-    progress: Progress | None,
+    model: onnx.ModelProto, sign_zero: int | None, float_layers: str, shortcuts: str,
+    calibration: Mapping[str, np.ndarray] | None, progress: Progress | None,
 ) -> Options:  # fmt: skip
     say = progress or (lambda stage: None)
-    return Options(sign_zero, choose(model, float_layers, calibration, sign_zero, say))
+    int8 = choose(model, float_layers, calibration, sign_zero, say)
+    return Options(sign_zero, int8, shortcuts_of.choose(model, shortcuts, sign_zero, int8, say))
 
 
 def _packed(model: onnx.ModelProto, options: Options, check: bool, progress: Progress | None) -> Optimized:

@@ -17,7 +17,7 @@ from .targets import BOARDS, NAMES
 FORMAT = 1
 """Version of the package format that this xnorc writes and reads."""
 MANIFEST = "manifest.json"
-DTYPES = {"float32": 4, "int8": 1, "uint8": 1, "int32": 4, "int64": 8, "bool": 1}
+DTYPES = {"float32": 4, "int8": 1, "uint8": 1, "int32": 4, "int64": 8, "bool": 1, "float16": 2}
 """Element types of a device's tensors, with their sizes in bytes."""
 KINDS = ("integer", "float", "mixed")
 MAX_RANK = 8
@@ -79,6 +79,8 @@ def check(manifest: object) -> None:
         raise PackageError("choices.sign_zero must be +1, -1 or 'model'")
     if choices.get("float_layers") not in (None, "float32", "int8"):
         raise PackageError("choices.float_layers must be 'float32' or 'int8'")
+    if choices.get("shortcuts") not in (None, "float32", "float16"):
+        raise PackageError("choices.shortcuts must be 'float32' or 'float16'")
     _files(top.get("files"))
     if target in BOARDS:
         _fpga(_mapping(top.get("fpga"), "fpga"))

@@ -103,19 +103,28 @@ class Package:
         """The model after the passes."""
         return _parse_model(self.member(PACKED), f"{self.path}:{PACKED}")
 
-    def int8_model(self, model: ModelProto) -> ModelProto:
-        """``model`` (as ``model()`` gives it) with the layers in int8 that were chosen to be.
+    def chosen_model(self, model: ModelProto) -> ModelProto:
+        """``model`` (as ``model()`` gives it) with the layers in int8 and the shortcuts in float16 that were chosen to be.
 
         It is what the device is held to: the float model with nothing but this choice made, in ONNX Runtime.
         """
-        chosen = next((entry.value for entry in self.packed().metadata_props if entry.key == "xnorc.int8"), "{}")
+        entries = {entry.key: entry.value for entry in self.packed().metadata_props}
         from .passes import Int8Input, Options, optimize
 
         try:
-            int8 = {str(node): Int8Input(float(scale)) for node, scale in json.loads(chosen).items()}
+            layers = json.loads(entries.get("xnorc.int8", "{}")).items()
+            int8 = {str(node): Int8Input(float(scale)) for node, scale in layers}
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise PackageError(f"package '{self.path}': xnorc.int8 of {PACKED} is damaged") from error
-        return optimize(model, Options(int8=int8), passes=("tidy.fold_constants", "fixed.int8_layers")).model
+        try:
+            sums = json.loads(entries.get("xnorc.shortcuts", "{}")).items()
+            shortcuts = {str(node): int(place) for node, place in sums}
+            if any(place not in (0, 1) for place in shortcuts.values()):
+                raise ValueError("a sum has two operands")
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise PackageError(f"package '{self.path}': xnorc.shortcuts of {PACKED} is damaged") from error
+        passes = ("tidy.fold_constants", "fixed.int8_layers", "fixed.half_shortcuts")
+        return optimize(model, Options(int8=int8, shortcuts=shortcuts), passes=passes).model
 
     def report(self) -> dict[str, Any]:
         """What the passes did, node by node."""

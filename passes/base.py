@@ -35,7 +35,7 @@ class Status(str, Enum):
     """Left as it is, on float (or integer) tensors."""
 
 
-KEPT_REASONS = frozenset({"fixed_point", "int8_layers", "switched_weights"})
+KEPT_REASONS = frozenset({"fixed_point", "half_shortcuts", "int8_layers", "switched_weights"})
 """Passes whose reason for leaving a node in float stays when a later pass has a reason of its own."""
 _JOINT = "; nor by another pass: "
 
@@ -99,6 +99,8 @@ class Options:
     """Value of sign(0); None keeps the model's own."""
     int8: Mapping[str, Int8Input] | None = None
     """Float layers (by node) to compute on 8-bit integers; None: no such choice."""
+    shortcuts: Mapping[str, int] | None = None
+    """Sums (by node) whose operand of that number is stored as float16; None: no such choice."""
 
 
 @dataclass

@@ -115,6 +115,8 @@ def export_graph(graph: gs.Graph, ctx: Context) -> onnx.ModelProto:
             metadata["xnorc.sign_zero"] = "model" if zero is None else f"{zero:+d}"
     if ctx.options.int8:
         metadata["xnorc.int8"] = json.dumps({name: item.scale for name, item in sorted(ctx.options.int8.items())})
+    if ctx.options.shortcuts:
+        metadata["xnorc.shortcuts"] = json.dumps(dict(sorted(ctx.options.shortcuts.items())))
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
     return model

@@ -26,6 +26,7 @@ PASSES = (
     "tidy.drop_zeroed",
     "tidy.clean",
     "fixed.int8_layers",
+    "fixed.half_shortcuts",
     "signs.recognise_sign",
     "tidy.clean",
     "fixed.fixed_point",
@@ -86,7 +87,7 @@ class Optimized:
     """Packed tensor → the original tensor that it holds the signs of."""
     choices: dict[str, str] = field(default_factory=dict)
     """Choices of the user that changed what is computed. ``sign_zero``: ``model``, ``+1`` or ``-1``; ``float_layers``:
-    ``int8``, where it was chosen."""
+    ``int8``, ``shortcuts``: ``float16``, where they were chosen."""
 
 
 def load_pass(place: str) -> Pass:
@@ -138,6 +139,7 @@ def optimize(
         choices={
             "sign_zero": "model" if zero is None else f"{zero:+d}",
             **({} if options.int8 is None else {"float_layers": "int8"}),
+            **({} if options.shortcuts is None else {"shortcuts": "float16"}),
         },
     )
 
@@ -204,7 +206,7 @@ class _Checker:
         """Raise ``PassError`` where ``graph`` differs from the graph of the last call by more than ``step`` may."""
         model = export_graph(graph, ctx)
         before, self.model = self.model, model
-        if step.name == "int8_layers":
+        if step.name in ("int8_layers", "half_shortcuts"):
             return  # carries out the user's choice, which is meant to change results
         if ctx.options.sign_zero is not None and step.name in ("fold_constants", "recognise_sign"):
             return  # these two carry out the user's choice for sign(0), which is meant to change results

@@ -249,6 +249,9 @@ class Analysis:
             return [np.maximum(1.0, np.abs(slope)) * first + rounding]
         if op == "Cast":
             source = inputs[0]
+            if values[node.output[0]].dtype == np.float16:
+                # Equal floats round to equal ones; others may part by what a rounding to float16 moves them.
+                return [0.0 if zero else first + 2.0**-11 * (np.abs(y) + first) + 2.0**-25]
             small = source is None or source.dtype.kind not in "iu" or np.abs(source).max(initial=0) < 2**24
             exact = small and (source is None or source.dtype != np.float64)
             return [first if exact else first + rounding]

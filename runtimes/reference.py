@@ -115,8 +115,8 @@ class References:
 
     Where the user chose a value of sign(0) (`xnorc.sign_zero`), the packed model is another function than the model as
     given: ``given`` is the latter, and ``original`` is it with the choice made, so that everything else must be equal as
-    ever. Without a choice the two are one. Where the user chose int8 for layers in float, ``floats`` is the float model,
-    and ``given`` is it with these layers in int8; else ``floats`` is None.
+    ever. Without a choice the two are one. Where the user chose int8 for layers in float, or float16 for shortcuts, ``floats``
+    is the float model, and ``given`` is it with these layers in int8 and shortcuts rounded; else ``floats`` is None.
     """
 
     def __init__(self, package: Package, model: onnx.ModelProto | None = None) -> None:
@@ -126,11 +126,14 @@ class References:
         """Nodes of the float model that are in int8."""
         packed = package.packed()
         metadata = {entry.key: entry.value for entry in packed.metadata_props}
-        if "xnorc.int8" in metadata:
+        self.shortcuts: list[str] = []
+        """Sums of the float model whose shortcut is stored as float16."""
+        if "xnorc.int8" in metadata or "xnorc.shortcuts" in metadata:
             self.floats = self.given
-            self.given = self.original = Reference(package.int8_model(self.given.model))
+            self.given = self.original = Reference(package.chosen_model(self.given.model))
             kept, layers = self.given.nodes, ("Conv", "Gemm", "MatMul")
             self.int8_layers = [n for n, node in self.floats.nodes.items() if node.op_type in layers and n not in kept]
+            self.shortcuts = sorted(json.loads(metadata.get("xnorc.shortcuts", "{}")))
         self.packed = Reference(packed)
         self.analysis = Analysis(packed)
         self.tensors = [name for node in packed.graph.node for name in node.output if name]

@@ -88,7 +88,8 @@ class EndToEnd:
 
 @dataclass(frozen=True)
 class Int8Effect:
-    """What int8 in place of float layers does: the device against the float model, over all samples. No check: a choice."""
+    """What int8 in place of float layers and float16 in place of float32 shortcuts do: the device against the float model, over
+    all samples. No check: a choice."""
 
     layers: list[str]
     """Nodes of the model that are computed on 8-bit integers."""
@@ -101,6 +102,8 @@ class Int8Effect:
     mean_error: float
     output_range: float
     """Largest magnitude of the float model's outputs, to hold the errors against."""
+    shortcuts: list[str] = field(default_factory=list)
+    """Sums of the model whose shortcut is stored as float16."""
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,8 @@ def summary(result: ValidationResult) -> object:
     from rich.panel import Panel
 
     end = result.end_to_end
-    integer = [layer for layer in result.layers if layer.dtype != "float32"]
-    floats = [layer for layer in result.layers if layer.dtype == "float32"]
+    integer = [layer for layer in result.layers if layer.dtype not in ("float32", "float16")]
+    floats = [layer for layer in result.layers if layer.dtype in ("float32", "float16")]
     lines = [
         f"integer layers equal   {sum(layer.ok for layer in integer)} of {len(integer)}",
         f"float layers in bound  {sum(layer.ok for layer in floats)} of {len(floats)}",
@@ -120,7 +120,10 @@ def summary(result: ValidationResult) -> object:
             accuracy = f", accuracy {effect.int8_accuracy:.2%} (float {effect.float_accuracy:.2%})"
         same = "" if effect.agreement is None else f"same class {effect.agreement:.2%}{accuracy}, "
         errors = f"max error {effect.max_error:.3g}, mean {effect.mean_error:.3g} of {effect.output_range:.3g}"
-        lines.append(f"int8 by choice         {_many(len(effect.layers), 'layer')}; against the float model:")
+        if effect.layers or not effect.shortcuts:
+            lines.append(f"int8 by choice         {_many(len(effect.layers), 'layer')}; against the float model:")
+        if effect.shortcuts:
+            lines.append(f"float16 by choice      {_many(len(effect.shortcuts), 'shortcut')}; against the float model:")
         lines.append(f"                       {same}{errors}")
     if end.disagreements:
         explained = sum(item.explained for item in end.disagreements)

@@ -316,6 +316,7 @@ class _Validation:
         found, wanted = classes(device[self.outputs[0]]), classes(expected[self.outputs[0]])
         return Int8Effect(
             layers=self.references.int8_layers,
+            shortcuts=self.references.shortcuts,
             samples=self.count,
             agreement=_share_equal(wanted, found),
             int8_accuracy=_share_equal(found, self.labels),

@@ -81,6 +81,7 @@ def compile_verb(
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     sign_zero: str | None,
     float_layers: str,
+    shortcuts: str,
     calibration: Path | None,
     json_file: Path | None,
 ) -> None:
@@ -112,6 +113,7 @@ def compile_verb(
             shapes=dict(shapes),
             sign_zero=sign_zero_value(sign_zero),
             float_layers=float_layers,
+            shortcuts=shortcuts,
             calibration=read_calibration(calibration, model, dict(shapes)),
             name=name,
             golden_inputs=kept,

@@ -252,7 +252,16 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 
 def model_options(function: F) -> F:
-    """``--shape``, ``--sign-zero``, ``--float-layers`` and ``--calibration``."""
+    """``--shape``, ``--sign-zero``, ``--float-layers``, ``--calibration`` and ``--shortcuts``."""
+    function = click.option(
+        "--shortcuts",
+        type=click.Choice(["float32", "float16"]),
+        default="float32",
+        show_default=True,
+        metavar="float32|float16",
+        help="Store what a residual block hands to the next one's sum in float32, or rounded to float16. float16 changes "
+        "results (by 2⁻¹¹ of a value); recorded in the package, and `xnorc validate` reports the effect.",
+    )(function)
     function = click.option(
         "--calibration",
         type=FILE,

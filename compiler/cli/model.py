@@ -49,6 +49,7 @@ def explain_verb(
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     sign_zero: str | None,
     float_layers: str,
+    shortcuts: str,
     calibration: Path | None,
     json_file: Path | None,
 ) -> None:
@@ -69,6 +70,7 @@ def explain_verb(
             shapes=dict(shapes),
             sign_zero=sign_zero_value(sign_zero),
             float_layers=float_layers,
+            shortcuts=shortcuts,
             calibration=read_calibration(calibration, model, dict(shapes)),
             progress=say,
         )
@@ -96,6 +98,7 @@ def explain_verb(
             shapes=dict(shapes),
             sign_zero=sign_zero_value(sign_zero),
             float_layers=float_layers,
+            shortcuts=shortcuts,
             calibration=read_calibration(calibration, model, dict(shapes)),
         )
         layers = layer_costs(packed.model, target)
@@ -175,6 +178,7 @@ def optimize_verb(
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     sign_zero: str | None,
     float_layers: str,
+    shortcuts: str,
     calibration: Path | None,
     json_file: Path | None,
 ) -> None:
@@ -187,6 +191,7 @@ def optimize_verb(
             shapes=dict(shapes),
             sign_zero=sign_zero_value(sign_zero),
             float_layers=float_layers,
+            shortcuts=shortcuts,
             calibration=read_calibration(calibration, model, dict(shapes)),
             check=check,
             progress=say,

@@ -63,6 +63,8 @@ class Epilogue:
     channels_first: bool = False
     copies: tuple[PackedCopy, ...] = ()
     kept: bool = True
+    half: bool = False
+    """Whether the floats are rounded to float16 when they are stored (``KernelCall.output`` is of that type then)."""
 
 
 @dataclass(frozen=True)

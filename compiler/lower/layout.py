@@ -36,6 +36,8 @@ ELEMENTWISE = frozenset({
 PACKERS = frozenset({"Pack", "PackLevels", "QuantizeMap"})
 """Operators of ours that read floats, move the channels last and write few bits of each."""
 
+_FLOATS = (np.float32, np.float16)
+
 Attributes = Mapping[str, Any]
 
 
@@ -98,7 +100,7 @@ class Layout:
 
     def _may(self, name: str) -> bool:
         kind = self.types.get(name)
-        return kind is not None and len(kind.shape) == 4 and kind.dtype == np.float32 and name in self.free
+        return kind is not None and len(kind.shape) == 4 and kind.dtype in _FLOATS and name in self.free
 
     def _gives_maps(self, node: onnx.NodeProto) -> bool:
         return node.op_type not in ("ReduceMean", "GlobalAveragePool")
@@ -151,6 +153,9 @@ class Layout:
             return (node.op_type in PACKERS and list(attrs["perm"]) == list(LAST)) or (
                 node.op_type == "Binarize" and rank == 4
             )
+        if node.op_type == "Cast":
+            ends = [self.types.get(name) for name in (node.input[0], node.output[0])]
+            return all(kind is not None and len(kind.shape) == 4 and kind.dtype in _FLOATS for kind in ends)
         if node.op_type in ELEMENTWISE:
             return all(self._fits(name) for name in node.input if name)
         rule = _NATIVE.get(node.op_type)

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from .templates import Template
 
 DTYPES = ("float32", "int8", "uint8", "int32", "int64", "bool")
-"""Element types of tensors on a device, in the order of ``xnorc_dtype`` in ``runtimes/c/xnorc.h``."""
+"""Element types of tensors on a device, in the order of ``xnorc_dtype`` in ``runtimes/c/xnorc.h``; there ``STORED`` follows."""
+
+STORED = "float16"
+"""What floats can be stored as between steps; nothing is computed in it."""
 
 ALIGNMENT = 64
 """Alignment in bytes of every tensor in the arena and of every constant."""

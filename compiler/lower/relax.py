@@ -31,7 +31,7 @@ from .converters import CHECKS, CONVERTERS
 from .epilogue import Fused, float_chain, packed_copy, read_epilogue
 from .kernel import Epilogue, EpilogueStep, KernelCall
 from .layout import ELEMENTWISE, FIRST, LAST, PACKERS, Layout, constant_last, convert, physical
-from .program import DTYPES
+from .program import DTYPES, STORED
 from .templates import Choices, Template
 
 MAX_RANK = 8
@@ -169,8 +169,38 @@ class Importer:
                     taken.add(id(reader))
             # A packed model names its outputs: what nobody else reads is not stored.
             kept = len(copies) < len(readers) or fused.output not in self.layout.free
-            fused.epilogue = replace(epilogue, copies=tuple(copies), kept=kept or not copies)
-        return [fused for fused in groups if id(fused) not in taken]
+            rest = [reader for reader in readers if id(reader) not in taken]
+            half = kept and len(rest) == 1 and fused.output in self.layout.free and self._casts(rest[0], np.float16)
+            if half:
+                fused.nodes.append(rest[0].nodes[0])
+                fused.output = rest[0].output
+                taken.add(id(rest[0]))
+            fused.epilogue = replace(epilogue, copies=tuple(copies), kept=kept or not copies, half=half)
+        return self._with_halves([fused for fused in groups if id(fused) not in taken])
+
+    def _with_halves(self, groups: list[Fused]) -> list[Fused]:
+        """The groups, where epilogues read residuals as they are stored, in float16."""
+        widened = {fused.output: fused for fused in groups if self._casts(fused, np.float32)}
+        needed = {name for fused in groups if fused.nodes[0].domain != DOMAIN for name in fused.nodes[0].input}
+        needed |= {out.name for out in self.model.graph.output}
+        for fused in groups:
+            whole = {step.p for step in fused.epilogue.steps if isinstance(step.p, int) and step.lies is None}
+            for i, name in enumerate(fused.extra):
+                if name in widened and i in whole:
+                    fused.extra[i] = widened[name].nodes[0].input[0]
+            needed |= {*fused.extra, *fused.nodes[0].input}
+        return [fused for fused in groups if fused.output not in widened or fused.output in needed]
+
+    def _casts(self, fused: Fused, to: type[np.floating]) -> bool:
+        """Whether a group is the cast of a float tensor to ``to`` alone, which lies as what it casts does."""
+        node = fused.nodes[0]
+        if node.op_type != "Cast" or node.domain or len(fused.nodes) > 1:
+            return False
+        kinds = [self.types.get(name) for name in (node.input[0], fused.output)]
+        floats = {np.float16: np.float32, np.float32: np.float16}
+        if any(kind is None for kind in kinds) or [kind.dtype for kind in kinds if kind] != [floats[to], to]:
+            return False
+        return (node.input[0] in self.layout.last) == (fused.output in self.layout.last)
 
     def _is_float_layer(self, node: onnx.NodeProto) -> bool:
         """Whether a node is a float32 convolution over one or two axes, of a computed tensor with constant weights."""
@@ -206,7 +236,8 @@ class Importer:
             hint = f"n{item}_{number}"
             self.hints[hint] = name
             self._nodes[name] = self._bb.emit(expr, name_hint=hint)
-            self._check_type(anchor, name)
+            half = anchor.op_type == "Cast" or fused.epilogue.half
+            self._check_type(anchor, name, (*DTYPES, STORED) if half else DTYPES)
         nodes = [*fused.nodes, *fused.copies]
         op = "+".join([anchor.op_type, *(n.op_type for n in nodes[1:] if n.op_type not in ("Cast", "Transpose"))])
         # A twin's products are those of the layer before: they are the model's work once.
@@ -220,11 +251,11 @@ class Importer:
         label = base if self._labels[base] == 1 else f"{base}.{self._labels[base]}"
         return label if label == base or label not in self._labels else f"{label}.{len(self.items)}"
 
-    def _check_type(self, node: onnx.NodeProto, name: str) -> None:
+    def _check_type(self, node: onnx.NodeProto, name: str, known: Sequence[str]) -> None:
         expected, got = self.types.get(name), self._nodes[name].ty
         if not isinstance(got, relax.TensorType):
             raise UnsupportedError(node.name, node.op_type, f"'{name}' is no tensor at run time")
-        if str(got.dtype) not in DTYPES:
+        if str(got.dtype) not in known:
             raise UnsupportedError(
                 node.name, node.op_type, f"'{name}' is {got.dtype}; devices hold {', '.join(DTYPES)}"
             )
@@ -264,7 +295,7 @@ class Importer:
 
     def _convert_last(self, node: onnx.NodeProto, steps: Sequence[EpilogueStep] = ()) -> list[relax.Expr]:
         """A standard operator on tensors that lie channels last."""
-        if node.op_type in ELEMENTWISE:
+        if node.op_type in (*ELEMENTWISE, "Cast"):
             return self._convert(node, self._inputs(node, True), constant_last)
         data = self._read(node.input[0], True)
         return [convert(self._bb, node, data, self.constants, self.types[node.output[0]].shape, steps)]

@@ -11,7 +11,7 @@ from tvm import relax
 
 from ..errors import UnsupportedError
 from ..opset import TensorType
-from .program import DTYPES, Argument, Call, Program, Step, Tensor
+from .program import DTYPES, STORED, Argument, Call, Program, Step, Tensor
 from .relax import Importer, Item, symbol
 
 
@@ -55,7 +55,7 @@ class Walker:
 
     def _tensor(self, kind: Any, name: str, space: Any = "arena", place: int = 0) -> int:
         shape = tuple(int(size) for size in kind.shape)
-        if str(kind.dtype) not in DTYPES:
+        if str(kind.dtype) not in (*DTYPES, STORED):
             item = self._current()
             raise UnsupportedError(
                 item.name, item.op, f"inside it is a tensor of {kind.dtype}; devices hold {', '.join(DTYPES)}"

@@ -72,4 +72,10 @@ def _type(kind: TensorType) -> str:
 def _epilogue(epilogue: Epilogue) -> list[Any]:
     steps = [[step.op, isinstance(step.p, int), step.lies and str(step.lies)] for step in epilogue.steps]
     copies = [[len(copy.threshold), copy.planes] for copy in epilogue.copies]
-    return [epilogue.kind, epilogue.channels_first, steps, *([copies, epilogue.kept] if copies else [])]
+    return [
+        epilogue.kind,
+        epilogue.channels_first,
+        steps,
+        *([copies, epilogue.kept] if copies else []),
+        *["half"] * epilogue.half,
+    ]

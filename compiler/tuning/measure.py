@@ -79,7 +79,8 @@ def program_of(layer: Layer, points: Sequence[Mapping[str, int]]) -> Program:
             inputs.append(len(tensors))
             kind = TensorType((value.size,), value.dtype)
             tensors.append(Tensor(f"{argument[0]}{argument[1]}", kind, "input", len(inputs) - 1))
-    kernels, steps, outputs = {}, [], []
+    kernels, steps = {}, []
+    outputs: list[int] = []
     call = layer.template.call
     for number, point in enumerate(points):
         symbol = f"{NAME}_k{number}"

@@ -141,7 +141,7 @@ static int get(void *self, void *to, uint64_t bytes) {
 /* ---- the verbs ---- */
 
 static void put_tensors(const xnorc_model *model, const uint32_t *indices, uint32_t count) {
-    static const char *const dtypes[] = {"float32", "int8", "uint8", "int32", "int64", "bool"};
+    static const char *const dtypes[] = {"float32", "int8", "uint8", "int32", "int64", "bool", "float16"};
     put_text("[");
     for (uint32_t i = 0; i < count; i++) {
         const xnorc_tensor *tensor = &model->tensors[indices[i]];

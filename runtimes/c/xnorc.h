@@ -14,7 +14,7 @@ extern "C" {
 
 enum { XNORC_ABI = 2, XNORC_MAX_RANK = 8, XNORC_ARENA_ALIGN = 64 };
 
-typedef enum { XNORC_FLOAT32, XNORC_INT8, XNORC_UINT8, XNORC_INT32, XNORC_INT64, XNORC_BOOL } xnorc_dtype;
+typedef enum { XNORC_FLOAT32, XNORC_INT8, XNORC_UINT8, XNORC_INT32, XNORC_INT64, XNORC_BOOL, XNORC_FLOAT16 } xnorc_dtype;
 
 /* Shape and place of a tensor. bytes = product of shape times element size. */
 typedef struct {

@@ -59,7 +59,7 @@ def apply_epilogue(acc: np.ndarray, epilogue: Epilogue, extra: Sequence[np.ndarr
         return np.moveaxis(array, 1, -1) if epilogue.channels_first else array
 
     for step in epilogue.steps:
-        p = extra[step.p] if isinstance(step.p, int) else step.p
+        p = extra[step.p].astype(np.float32) if isinstance(step.p, int) else step.p
         p = beside(p, value.ndim) if isinstance(step.p, int) or step.lies is not None else p
         match step.op:
             case "mul":
@@ -88,6 +88,8 @@ def make_job(name: str, case: Case, target: str = "host", epilogue: Epilogue | N
     epilogue = epilogue or Epilogue()
     expected = np.ascontiguousarray(apply_epilogue(REGISTRY[op].reference(inputs, attrs), epilogue, extra))
     copies = [packed_copy(expected, copy) for copy in epilogue.copies]
+    with np.errstate(over="ignore"):
+        expected = expected.astype(np.float16) if epilogue.half else expected
     known = range(1, len(inputs)) if constants is None else constants
     call = KernelCall(
         name=name,
@@ -115,7 +117,10 @@ def packed_copy(value: np.ndarray, copy: PackedCopy) -> np.ndarray:
 
 def with_copies(rng: np.random.Generator, job: Job, kept: bool) -> Job:
     """The same layer with a sign and with levels of what it makes, its own values among the thresholds."""
-    value, epilogue = job.expected, job.call.epilogue
+    value, epilogue = (
+        job.expected.astype(job.expected.dtype if job.call.epilogue.kind == "acc" else np.float32),
+        job.call.epilogue,
+    )
     channels = value.shape[-1]
     some = rng.permutation(value.reshape(-1))
     few = np.sort(some[rng.integers(0, some.size, (3, channels))], axis=0)

@@ -20,7 +20,7 @@ from tests.opset.cases import Case, cases, conv_case, gemm_case
 from tests.opset.cases_levels import serial_conv_case
 from xnorc import golden
 from xnorc.errors import UnsupportedError
-from xnorc.lower.kernel import Epilogue
+from xnorc.lower.kernel import Epilogue, EpilogueStep, PackedCopy
 from xnorc.opset import REGISTRY
 from xnorc.package import Package
 
@@ -103,8 +103,6 @@ def test_edges_of_floats(tmp_path: Path) -> None:
     shape = REGISTRY[case[0]].reference(case[2], case[1]).shape
     edges = np.array([0.0, -0.0, 1e-40, -1e-40, 1.0, -1.0, np.inf, -np.inf], np.float32)
     values = rng.choice(edges, shape).astype(np.float32)
-    from xnorc.lower.kernel import EpilogueStep, PackedCopy
-
     steps = (EpilogueStep("mul", np.full(24, 1e-45, np.float32)), EpilogueStep("mul", np.full(24, 1e-45, np.float32)))
     copies = (
         PackedCopy(np.resize(edges, 24)[None], np.zeros(24, np.uint8)),
@@ -117,6 +115,41 @@ def test_edges_of_floats(tmp_path: Path) -> None:
         there = make_job("edges", case, target, epilogue, [values])
         (tmp_path / target).mkdir()
         check(there, run_emulated([there], tmp_path / target)[0])
+
+
+def half_jobs(target: str) -> list[Job]:
+    """Residuals and sums as float16: ties, numbers below and above its range, denormals of it, and the bits beside them."""
+    rng = np.random.default_rng(8)
+    jobs = []
+    for i, case in enumerate(
+        (
+            conv_case(rng, channels=64, out=32, h=6, w=6),
+            conv_case(rng, channels=24, out=13, h=5, w=3),
+            gemm_case(rng, rows=(5,), k=72, out=40),
+            serial_conv_case(rng, n=1, h=5, w=4, channels=20, out=33),
+        )
+    ):
+        shape = REGISTRY[case[0]].reference(case[2], case[1]).shape
+        residual = np.exp2(rng.uniform(-26, 17, shape)) * rng.choice([-1, 1], shape)
+        with np.errstate(over="ignore"):
+            residual = np.where(rng.random(shape) < 0.3, rng.integers(0, 2049, shape) / 2.0**24, residual).astype(
+                np.float16
+            )
+        scale = np.exp2(rng.integers(-26, 8, shape[-1])).astype(np.float32)
+        steps = (EpilogueStep("mul", scale), EpilogueStep("add", 0))
+        for half in (True, False):
+            epilogue = Epilogue("float", steps=steps, half=half)
+            job = make_job(f"h{i}{int(half)}", case, target, epilogue, [residual])
+            jobs.append(with_copies(rng, job, True) if i % 2 else job)
+    return jobs
+
+
+@pytest.mark.parametrize("target", ["host", "rpi4", "rpi2"])
+def test_halves(target: str, tmp_path: Path) -> None:
+    jobs = half_jobs(target)
+    found = [run_here(job) for job in jobs] if target == "host" else run_emulated(jobs, tmp_path)
+    for job, got in zip(jobs, found, strict=True):
+        check(job, got)
 
 
 def test_no_copies_of_channels_first() -> None:

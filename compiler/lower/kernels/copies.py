@@ -93,7 +93,7 @@ class _Copy:
         for step in range(self.steps):
             outcomes = [self.passed(values, p, step, block) for p in range(count)]
             bytes_ = [T.Bind(byte) for byte in bytes_of(outcomes, call.target, width)]
-            for plane in np.flatnonzero(self.changes[step]):
+            for plane in np.flatnonzero(self.changes[step]).tolist():
                 so_far = found[plane]
                 found[plane] = [T.Bind(a ^ b) for a, b in zip(so_far, bytes_, strict=True)] if so_far else bytes_
         for plane, made in enumerate(found):

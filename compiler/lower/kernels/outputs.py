@@ -119,8 +119,9 @@ class Output:
             ]
         self.copies = Copies(fn, self.width, pixels)
         outs = fn.outputs()
-        self.out = outs.pop(0) if epilogue.kept else None
-        self.copies.outs = outs
+        self.stored = epilogue.kept
+        self.out: Flat = outs[0]
+        self.copies.outs = outs[self.stored :]
 
     def _limits(self, corrections: np.ndarray, threshold: np.ndarray, bits: int) -> np.ndarray:
         """What counts are compared with, ``[classes, width]``; channels past the last never fire."""
@@ -151,7 +152,7 @@ class Output:
 
     def residuals(self) -> list[int]:
         """Extra tensors of the output's shape and layout: element i is read for element i of the output, and only then."""
-        if self.out is None:
+        if not self.stored:
             return []
         whole = [int(s.p) for s, _, _ in self.steps if isinstance(s.p, (int, np.integer)) and s.lies is None]
         return [index for index in whole if whole.count(index) == 1]
@@ -211,7 +212,7 @@ class Output:
             place = (tile.image * self.pixels + tile.pixel + p) * self.channels + tile.block * CHANNELS
             for first, lanes in pieces(count, CHANNELS):
                 made.take(p, first, lanes, part(acc, first, lanes))
-                if self.out is not None:
+                if self.stored:
                     self.out.store(place + first, part(acc, first, lanes), lanes)
         self.copies.store(made, tile.image * self.pixels + tile.pixel, tile.block)
 
@@ -254,7 +255,7 @@ class Output:
                 at = self._offset(lies, spot, same_channel)
                 return broadcast(parameter.load(at), lanes) if one else parameter.load(at, lanes)
             if not isinstance(source, np.ndarray):
-                return parameter.load(place, lanes)
+                return cast(parameter.load(place, lanes), "float32", lanes)
             at = spot.channel
             return broadcast(parameter.load(at), lanes) if same_channel else parameter.load(at, lanes)
 
@@ -262,8 +263,8 @@ class Output:
             value = T.Bind(self.steps[0][1].load(place, lanes))
         for step, p, q in self.steps:
             value = T.Bind(apart(apply(step.op, value, read(p, step.p, step.lies), read(q, step.q), lanes), lanes))
-        if self.out is not None:
-            self.out.store(place, value, lanes)
+        if self.stored:
+            self.out.store(place, cast(value, "float16", lanes) if self.call.epilogue.half else value, lanes)
         return value
 
     def _offset(self, lies: Lies, spot: Spot, channels_first: bool) -> Expr:

@@ -189,10 +189,10 @@ def make(call: KernelCall, serial: Serial) -> Kernel:
                     product, cut, source, rows, None, classes, classes_of, image + i * product.images, first, count,
                     product.segments[0], i * one_plane,
                 )  # fmt: skip
-            for i, p in enumerate(every):
-                second = None if p.second is None else p.second * one_plane
+            for i, pair in enumerate(every):
+                second = None if pair.second is None else pair.second * one_plane
                 used = (count * cut.row_bytes + (CHUNK - 1)) // CHUNK
-                spread(rows, p.first * one_plane, second, places, i * one_pair, used)
+                spread(rows, pair.first * one_plane, second, places, i * one_pair, used)
 
             with T.serial(0, share_groups) as g, T.serial(0, tile_count) as t:
                 pixel = T.Bind(tile_start(row_task * (cut.rows // cut.lanes) + t, product.pixels, cut.lanes))
