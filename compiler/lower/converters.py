@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from onnx import helper
-from tvm import relax, te, tirx
+from tvm import relax, te
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from .. import golden
@@ -275,45 +275,6 @@ def is_infinite(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[s
     if not attrs.get("detect_negative", 1):
         found = bb.emit(relax.op.logical_and(found, relax.op.greater(inputs[0], zero)))
     return found
-
-
-@converter("Mish")
-def mish(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """TVM's loses every digit below about -16, where ``1 + exp(x)`` is 1. With e = exp(-|x|), tanh(ln(1 + exp(x))) is
-    (1 + 2e) / (1 + 2e + 2e²) for x >= 0 and e(e + 2) / (e(e + 2) + 2) for x < 0: neither overflows nor cancels."""
-    if dtype_of(inputs[0]) != "float32":
-        raise ValueError("only float32 is computed")
-
-    def compute(x: te.Tensor) -> te.Tensor:
-        def at(*index: Any) -> Any:
-            value = x(*index)
-            small = te.exp(-te.abs(value))
-            above, below = 1 + 2 * small, small * (small + 2)
-            return value * te.if_then_else(value >= 0, above / (above + 2 * small * small), below / (below + 2))
-
-        return te.compute(x.shape, at, name="mish")
-
-    return bb.emit_te(compute, inputs[0], primfunc_name_hint="mish")
-
-
-@converter("Softplus")
-def softplus(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """TVM's loses digits below about -7 and has none left below -16, where ``1 + exp(x)`` is 1. Here the logarithm of
-    the rounded u = 1 + e is corrected by e / (u - 1)."""
-    if dtype_of(inputs[0]) != "float32":
-        raise ValueError("only float32 is computed")
-
-    def compute(x: te.Tensor) -> te.Tensor:
-        def at(*index: Any) -> Any:
-            value = x(*index)
-            small = te.exp(-te.abs(value))
-            rounded = tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", 1 + small)
-            log1p = te.if_then_else(rounded == 1, small, te.log(rounded) * (small / (rounded - 1)))
-            return te.max(value, 0) + log1p
-
-        return te.compute(x.shape, at, name="softplus")
-
-    return bb.emit_te(compute, inputs[0], primfunc_name_hint="softplus")
 
 
 @converter("Mod")

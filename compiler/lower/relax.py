@@ -26,7 +26,7 @@ from ..errors import ModelError, UnsupportedError
 from ..operations import count_macs, tensor_types
 from ..opset import DOMAIN, REGISTRY, TensorType
 from ..targets import Target
-from . import pooling, sorting  # noqa: F401  they register their converters
+from . import functions, pooling, sorting  # noqa: F401  they register their converters
 from .converters import CHECKS, CONVERTERS
 from .epilogue import Fused, float_chain, packed_copy, read_epilogue
 from .kernel import Epilogue, EpilogueStep, KernelCall

@@ -18,7 +18,7 @@ from tvm.tirx.script import builder as T
 from ...opset import TensorType
 from ..kernel import Kernel, KernelCall
 from ..templates import Template
-from . import float_depthwise, float_depthwise_last, float_product, float_rows
+from . import float_depthwise, float_depthwise_last, float_functions, float_product, float_rows
 from .top_k import top_k
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ KERNELS: dict[str, Callable[[KernelCall], Kernel]] = {
     "depthwise_last": float_depthwise_last.depthwise_last,
     "max_pool": float_depthwise.max_pool,
     "max_pool_last": float_depthwise_last.max_pool_last,
+    "function": float_functions.map_elements,
     "layer_norm": float_rows.layer_norm,
     "linear": float_product.linear,
     "matmul": float_product.matmul,

@@ -26,12 +26,14 @@ _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440054690583e-4
 """ln 2 in two parts; the first has 9 bits, so that its products with the exponents of float32 are exact."""
 _LEAST = -87.33654
 """About ln 2^-126: below, the exponential is a subnormal number, and is taken for 0."""
+_MOST = 89.0
+"""Above ln 2^128 = 88.72…: from there on the exponential is infinite."""
 _EXP = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 """Taylor's series, whose rest is below 2^-26 for |f| ≤ ln 2 / 2 (f^8 / 8! ≤ 2^-27.5): less than half an ulp."""
 
 
-def exponential(x: Expr, lanes: int) -> Expr:
-    """exp(x) for x ≤ 0 (or NaN), within 4 ulp; 0 where it is less than 2^-126.
+def exponential(x: Expr, lanes: int, any_sign: bool = False) -> Expr:
+    """exp(x) for x ≤ 0 (or NaN), or for any x, within 4 ulp; 0 where it is less than 2^-126.
 
     x = n·ln 2 + f with an integer n and |f| ≤ ln 2 / 2; exp(x) = 2^n · exp(f). (W. Cody and W. Waite, "Software Manual for
     the Elementary Functions", 1980, chapter 6.)
@@ -42,6 +44,8 @@ def exponential(x: Expr, lanes: int) -> Expr:
 
     below = x < const(_LEAST)
     held = T.Bind(tirx.Select(below, const(_LEAST), x))
+    if any_sign:
+        held = T.Bind(tirx.Select(held > const(_MOST), const(_MOST), held))
     lifted = T.Bind(_fence(held * const(_LOG2_E) + const(_LIFT), lanes))
     n = T.Bind(lifted - const(_LIFT))
     f = T.Bind(held - n * const(_LN2_HIGH))
@@ -50,8 +54,12 @@ def exponential(x: Expr, lanes: int) -> Expr:
     for coefficient in _EXP[1:]:
         y = T.Bind(y * f + const(coefficient))
     bits = tirx.reinterpret(typed("int32", lanes), lifted)  # n, and higher bits that the shift throws away
-    shifted = (bits << number(23, "int32", lanes)) + number(127 << 23, "int32", lanes)
-    power = tirx.reinterpret(typed("float32", lanes), shifted)
+    bias = number(127 << 23, "int32", lanes)
+    if any_sign:  # 2^128 is no float32: 2^(n−1) · 2
+        above = x > const(0)
+        bias = tirx.Select(above, number(126 << 23, "int32", lanes), bias)
+        y = tirx.Select(above, y + y, y)
+    power = tirx.reinterpret(typed("float32", lanes), (bits << number(23, "int32", lanes)) + bias)
     return T.Bind(tirx.Select(below, const(0), y * power))
 
 
