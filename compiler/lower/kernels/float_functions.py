@@ -15,7 +15,7 @@ from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
 from .common import Expr, elements, function, number, outer_loop, typed
-from .float_rows import exponential
+from .float_rows import exponential, kept
 
 _ERF_MIDDLE = 0.921875
 _ERF_END = 4.0
@@ -40,13 +40,13 @@ def _polynomial(coefficients: Sequence[float], x: Expr, lanes: int) -> Expr:
     """By Horner's rule; coefficients from the constant one up."""
     y = _const(coefficients[-1], lanes)
     for coefficient in reversed(coefficients[:-1]):
-        y = T.Bind(y * x + _const(coefficient, lanes))
+        y = kept(y * x + _const(coefficient, lanes), lanes)
     return y
 
 
 def _magnitude(x: Expr, lanes: int) -> Expr:
     bits = tirx.reinterpret(typed("int32", lanes), x) & number(0x7FFFFFFF, "int32", lanes)
-    return T.Bind(tirx.reinterpret(typed("float32", lanes), bits))
+    return kept(tirx.reinterpret(typed("float32", lanes), bits), lanes)
 
 
 def _with_sign_of(x: Expr, y: Expr, lanes: int) -> Expr:
@@ -62,7 +62,7 @@ def exp(x: Expr, lanes: int) -> Expr:
 
 def sigmoid(x: Expr, lanes: int) -> Expr:
     """1 / (1 + e^-x): of e = e^-|x| either 1 / (1 + e) or e / (1 + e), so that nothing cancels."""
-    e = exponential(T.Bind(-_magnitude(x, lanes)), lanes)
+    e = exponential(kept(-_magnitude(x, lanes), lanes), lanes)
     one = _const(1, lanes)
     return tirx.Select(x < _const(0, lanes), e, one) / (one + e)
 
@@ -70,29 +70,29 @@ def sigmoid(x: Expr, lanes: int) -> Expr:
 def tanh(x: Expr, lanes: int) -> Expr:
     """A polynomial for small |x|, else (1 − e) / (1 + e) of e = e^(−2|x|)."""
     a = _magnitude(x, lanes)
-    square = T.Bind(a * a)
-    small = T.Bind(a + a * square * _polynomial(_TANH_SMALL, square, lanes))
-    e = exponential(T.Bind(a * _const(-2, lanes)), lanes)
+    square = kept(a * a, lanes)
+    small = kept(a + a * square * _polynomial(_TANH_SMALL, square, lanes), lanes)
+    e = exponential(kept(a * _const(-2, lanes), lanes), lanes)
     one = _const(1, lanes)
-    large = T.Bind((one - e) / (one + e))
-    return _with_sign_of(x, T.Bind(tirx.Select(a < _const(_TANH_MIDDLE, lanes), small, large)), lanes)
+    large = kept((one - e) / (one + e), lanes)
+    return _with_sign_of(x, kept(tirx.Select(a < _const(_TANH_MIDDLE, lanes), small, large), lanes), lanes)
 
 
 def erf(x: Expr, lanes: int) -> Expr:
     """x + x·P(x²) for small |x|, else 1 − e^−Q(|x|): within 2 ulp."""
     a = _magnitude(x, lanes)
-    square = T.Bind(a * a)
-    small = T.Bind(a + a * _polynomial(_ERF_SMALL, square, lanes))
+    square = kept(a * a, lanes)
+    small = kept(a + a * _polynomial(_ERF_SMALL, square, lanes), lanes)
     end = _const(_ERF_END, lanes)
-    held = T.Bind(tirx.Select(a > end, end, a))
-    e = exponential(T.Bind(-_polynomial(_ERF_LARGE, held, lanes)), lanes)
+    held = kept(tirx.Select(a > end, end, a), lanes)
+    e = exponential(kept(-_polynomial(_ERF_LARGE, held, lanes), lanes), lanes)
     large = _const(1, lanes) - e
-    return _with_sign_of(x, T.Bind(tirx.Select(a < _const(_ERF_MIDDLE, lanes), small, large)), lanes)
+    return _with_sign_of(x, kept(tirx.Select(a < _const(_ERF_MIDDLE, lanes), small, large), lanes), lanes)
 
 
 def gelu(x: Expr, lanes: int) -> Expr:
     """x/2 · (1 + erf(x/√2)) (D. Hendrycks and K. Gimpel, arXiv 1606.08415)."""
-    inner = erf(T.Bind(x * _const(math.sqrt(0.5), lanes)), lanes)
+    inner = erf(kept(x * _const(math.sqrt(0.5), lanes), lanes), lanes)
     return x * _const(0.5, lanes) * (_const(1, lanes) + inner)
 
 
@@ -120,9 +120,9 @@ def map_elements(call: KernelCall) -> Kernel:
                 count = each if vectors % each == 0 else tirx.min(each, vectors - task * each)
                 with T.serial(0, count) as i:
                     place = T.Bind((task * each + i) * lanes)
-                    out.store(place, apply(T.Bind(x.load(place, lanes)), lanes), lanes)
+                    out.store(place, apply(kept(x.load(place, lanes), lanes), lanes), lanes)
         if rest := size % lanes:
             with T.serial(0, rest) as i:
                 place = T.Bind(vectors * lanes + i)
-                out.store(place, apply(T.Bind(x.load(place)), 1))
+                out.store(place, apply(kept(x.load(place), 1), 1))
     return fn.kernel()

@@ -32,6 +32,14 @@ _EXP = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 """Taylor's series, whose rest is below 2^-26 for |f| ≤ ln 2 / 2 (f^8 / 8! ≤ 2^-27.5): less than half an ulp."""
 
 
+def kept(value: Expr, lanes: int) -> Expr:
+    """``value``, to be used several times. Unlike one bound to a name it is never written out in each of its uses by TVM's
+    passes: long chains of polynomials would grow beyond measure. LLVM keeps it in a register all the same."""
+    cell = scratch(lanes, "float32")
+    cell.store(0, value, lanes)
+    return cell.load(0, lanes)
+
+
 def exponential(x: Expr, lanes: int, any_sign: bool = False) -> Expr:
     """exp(x) for x ≤ 0 (or NaN), or for any x, within 4 ulp; 0 where it is less than 2^-126.
 
@@ -43,16 +51,16 @@ def exponential(x: Expr, lanes: int, any_sign: bool = False) -> Expr:
         return number(value, "float32", lanes)
 
     below = x < const(_LEAST)
-    held = T.Bind(tirx.Select(below, const(_LEAST), x))
+    held = kept(tirx.Select(below, const(_LEAST), x), lanes)
     if any_sign:
-        held = T.Bind(tirx.Select(held > const(_MOST), const(_MOST), held))
-    lifted = T.Bind(_fence(held * const(_LOG2_E) + const(_LIFT), lanes))
-    n = T.Bind(lifted - const(_LIFT))
-    f = T.Bind(held - n * const(_LN2_HIGH))
-    f = T.Bind(f - n * const(_LN2_LOW))
+        held = kept(tirx.Select(held > const(_MOST), const(_MOST), held), lanes)
+    lifted = kept(_fence(held * const(_LOG2_E) + const(_LIFT), lanes), lanes)
+    n = kept(lifted - const(_LIFT), lanes)
+    f = kept(held - n * const(_LN2_HIGH), lanes)
+    f = kept(f - n * const(_LN2_LOW), lanes)
     y = const(_EXP[0])
     for coefficient in _EXP[1:]:
-        y = T.Bind(y * f + const(coefficient))
+        y = kept(y * f + const(coefficient), lanes)
     bits = tirx.reinterpret(typed("int32", lanes), lifted)  # n, and higher bits that the shift throws away
     bias = number(127 << 23, "int32", lanes)
     if any_sign:  # 2^128 is no float32: 2^(n−1) · 2
@@ -60,7 +68,7 @@ def exponential(x: Expr, lanes: int, any_sign: bool = False) -> Expr:
         bias = tirx.Select(above, number(126 << 23, "int32", lanes), bias)
         y = tirx.Select(above, y + y, y)
     power = tirx.reinterpret(typed("float32", lanes), (bits << number(23, "int32", lanes)) + bias)
-    return T.Bind(tirx.Select(below, const(0), y * power))
+    return kept(tirx.Select(below, const(0), y * power), lanes)
 
 
 def _fence(value: Expr, lanes: int) -> Expr:
