@@ -8,7 +8,7 @@ import itertools
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tests.opset.cases import Case
 from xnorc import targets
 from xnorc.lower import link
 from xnorc.lower.kernel import Epilogue, EpilogueStep, Kernel, KernelCall, PackedCopy
+from xnorc.lower.knobs import Knobs
 from xnorc.opset import REGISTRY, TensorType, operand_lies, pack_bits
 
 
@@ -83,7 +84,8 @@ def apply_epilogue(acc: np.ndarray, epilogue: Epilogue, extra: Sequence[np.ndarr
 
 
 def make_job(name: str, case: Case, target: str = "host", epilogue: Epilogue | None = None,
-             extra: Sequence[np.ndarray] = (), constants: Sequence[int] | None = None) -> Job:  # fmt: skip
+             extra: Sequence[np.ndarray] = (), constants: Sequence[int] | None = None,
+             choices: Mapping[str, int] | None = None) -> Job:  # fmt: skip
     op, attrs, inputs = case
     epilogue = epilogue or Epilogue()
     expected = np.ascontiguousarray(apply_epilogue(REGISTRY[op].reference(inputs, attrs), epilogue, extra))
@@ -102,6 +104,7 @@ def make_job(name: str, case: Case, target: str = "host", epilogue: Epilogue | N
         epilogue=epilogue,
         extra=tuple(TensorType.of(x) for x in extra),
         copies=tuple(TensorType.of(copy) for copy in copies),
+        knobs=Knobs(choices),
     )
     module, function = REGISTRY[op].kernel.split(":")
     kernel = getattr(importlib.import_module(f"xnorc.lower.kernels.{module}"), function)(call)

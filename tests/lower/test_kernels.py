@@ -185,6 +185,22 @@ def test_emulated_cortex_a53(tmp_path) -> None:
         check(job, got)
 
 
+def test_wide_tiles_emulated(tmp_path) -> None:
+    """Eight pixels in assembly on a core that starts out of order: every number of whole steps, with and without a half one."""
+    rng = np.random.default_rng(6)
+    jobs: list[Job] = []
+    for k in (64, 128, 200, 256, 288, 448, 576, 1100):
+        for rows in (3, 8, 21):
+            case = gemm_case(rng, rows=(rows,), k=k, out=20)
+            epilogue = bits_epilogue(rng, 20, k) if rows != 8 else None
+            jobs.append(make_job(f"w{len(jobs)}", case, "rpi4", epilogue, choices={"wide": 1}))
+    case = conv_case(rng, channels=32, out=32, h=9, w=10)
+    jobs.append(make_job("conv", case, "rpi4", bits_epilogue(rng, 32, 288)))  # chosen without being asked for
+    for job, got in zip(jobs, run_emulated(jobs, tmp_path), strict=True):
+        assert job.call.knobs.values["wide"] == 1
+        check(job, got)
+
+
 @pytest.mark.parametrize("target", ["rpi3", "rpi4", "rpi2"])
 @given(data=st.data())
 @settings(max_examples=2, deadline=None)

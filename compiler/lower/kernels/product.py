@@ -247,7 +247,8 @@ def make(call: KernelCall, product: Product) -> Kernel:
 
     if table_product.suits(call, product):
         return table_product.make(call, product)
-    micro = micros.select(call.target)
+    steps = product.weights.shape[1] // micros.STEP
+    micro = micros.select_for(call.target, steps, call.epilogue.kind == "bits", call.knobs)
     cut = plan(call, product, micro)
     total = micro.total(product.bits)
     gather = product.gather
