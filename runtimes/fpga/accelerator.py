@@ -11,8 +11,8 @@ from amaranth.lib.wiring import In, Out
 
 from .branches import shelves
 from .costs import Fold
-from .stages import Compare, Join, Largest, Multiply, Pool, Rescale, Slide, Stage, Weigh, sources_of
-from .units import branch, compare, largest, rescale, weigh
+from .stages import Compare, Depthwise, Join, Largest, Multiply, Pool, Rescale, Slide, Stage, Weigh, sources_of
+from .units import branch, compare, depthwise, largest, rescale, weigh
 from .units.branch import Fork, Shelf
 from .units.fifo import Fifo
 from .units.matvec import MatrixVector
@@ -107,6 +107,9 @@ def make_unit(stage: Stage, fold: Fold, technology: Technology) -> wiring.Compon
         return MaxPool(stage.source.height, stage.source.width, stage.kernel, stage.flip, fold.simd)
     if isinstance(stage, Largest):
         return largest.Largest(stage.positions, stage.flip, fold.simd, stage.source.bits, stage.source.signed)
+    if isinstance(stage, Depthwise):
+        source = stage.source
+        return depthwise.Depthwise(stage.weights, fold.simd, source.bits, source.signed, technology)
     if isinstance(stage, Weigh):
         return weigh.Weigh(stage.coefficients, stage.most, fold.simd)
     if isinstance(stage, Compare):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
-from .stages import Join, Largest, Multiply, Pool, Slide, Stage, sources_of
+from .stages import Depthwise, Join, Largest, Multiply, Pool, Slide, Stage, sources_of
 
 _SPARE_WORDS = 32
 """What a branch may hold in its registers and small buffers, so that these make no bubbles."""
@@ -67,6 +67,6 @@ def _own(stage: Stage, most: bool) -> float:
         return (stage.sliding.kept_rows + most) / stage.source.height
     if isinstance(stage, Pool) and most:
         return stage.kernel[0] / stage.source.height
-    if isinstance(stage, (Multiply, Largest)) and most:
+    if isinstance(stage, (Multiply, Largest, Depthwise)) and most:
         return 2 / stage.source.pixels
     return 0.0

@@ -12,7 +12,8 @@ from math import gcd
 
 from .elementwise import Elementwise, elementwise_cost
 from .prices import FAMILIES, Cost, Prices, logic_tables
-from .stages import Join, Largest, Multiply, Pool, Slide, Stage, Weigh
+from .stages import Depthwise, Join, Largest, Multiply, Pool, Slide, Stage, Weigh
+from .units.depthwise import Depthwise as DepthwiseUnit
 from .units.matvec import GROUP, LOGIC_DEPTH, Store, weights_of
 from .units.popcount import best_tree, chain_tables, weighing, width_of
 from .units.unrolled import cost_of
@@ -49,6 +50,8 @@ def cost(stage: Stage, fold: Fold, family: str = "ecp5") -> Cost:
         one = 1 if stage.source.bits == 1 else 2 * stage.source.bits + chain_tables(stage.source.bits)
         luts = prices.memory(width, max(2, words)) + fold.simd * one + width + CONTROL
         return Cost(stage.source.pixels * stage.positions * words, luts, 0, 2)
+    if isinstance(stage, Depthwise):
+        return _depthwise_cost(stage, fold, prices)
     if isinstance(stage, Elementwise):
         return elementwise_cost(stage, fold.simd, prices)
     raise TypeError(f"no cost for {type(stage).__name__}")
@@ -110,6 +113,24 @@ def _leaf_tables(columns: int, rows: int) -> int:
     return -(-columns // 3) * (2 + min(8, rows))
 
 
+def _depthwise_cost(stage: Depthwise, fold: Fold, prices: Prices) -> Cost:
+    unit = DepthwiseUnit(stage.weights, fold.simd, stage.source.bits, stage.source.signed)
+    out, multipliers, blocks = fold.simd * unit.result_bits, 0, 0
+    luts = prices.memory(out, max(2, unit.words)) + prices.memory(out, 16) + CONTROL
+    luts += fold.simd * (chain_tables(unit.result_bits) + unit.result_bits)
+    if unit.is_binary:
+        luts += fold.simd * chain_tables(stage.source.bits + 1)
+    else:
+        own, tables = prices.multiplications(stage.source.bits + (not stage.source.signed), unit.weight_bits)
+        luts, multipliers = luts + fold.simd * tables, fold.simd * own
+    if unit.store == "block":
+        blocks = prices.blocks(fold.simd * unit.weight_bits, unit.entries)
+    else:
+        luts += logic_tables(fold.simd * unit.weight_bits, unit.entries)
+    cycles = stage.source.pixels * unit.entries
+    return Cost(cycles, luts, blocks, unit.delay + 2, fold.simd, multipliers)
+
+
 def _groups(elements: int) -> list[int]:
     """Sizes of the groups of processing elements, each with a memory of its own."""
     return [min(GROUP, elements - start) for start in range(0, elements, GROUP)]
@@ -136,7 +157,7 @@ def widths(stage: Stage, fold: Fold) -> tuple[int, int]:
         return fold.simd * stage.source.bits, fold.simd * stage.source.bits
     if isinstance(stage, Weigh):
         return fold.simd * len(stage.coefficients) * stage.source.bits, fold.simd * stage.result.bits
-    if isinstance(stage, Elementwise):
+    if isinstance(stage, (Elementwise, Depthwise)):
         return fold.simd * stage.source.bits, fold.simd * stage.result.bits
     raise TypeError(f"no widths for {type(stage).__name__}")
 

@@ -12,7 +12,7 @@ from .branches import is_chain, shelves
 from .costs import CONTROL, Fold, converter_cycles, converter_luts, cost, width_in, widths
 from .elementwise import Elementwise
 from .prices import FAMILIES, Cost
-from .stages import Largest, Multiply, Pool, Slide, Stage, sources_of
+from .stages import Depthwise, Largest, Multiply, Pool, Slide, Stage, sources_of
 from .units.matvec import GROUP
 from .units.unrolled import SpanningMatrixVector
 from .units.window import BUFFER_BITS
@@ -150,8 +150,8 @@ def _pass(stage: Stage, taken: Cost, fold: Fold, first: float, last: float) -> t
     if isinstance(stage, Pool):
         begun = first + (last - first) * (stage.kernel[0] - 1) / stage.source.height
         return begun + taken.delay, max(last, first + taken.cycles) + taken.delay
-    if isinstance(stage, Largest):
-        begun = first + (stage.positions - 1) * (stage.result.channels // fold.simd)
+    if isinstance(stage, (Largest, Depthwise)):
+        begun = first + (stage.source.channels - stage.result.channels) // fold.simd
         return begun + taken.delay, max(last, first + taken.cycles - 1) + taken.delay
     if isinstance(stage, Elementwise):
         return first + taken.delay, max(last, first + taken.cycles - 1) + taken.delay

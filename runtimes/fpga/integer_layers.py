@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...opset._fixed import Overflow, Rounding
-from .products import Accumulator, NotOnFpga, Numbers
+from .products import Accumulator, DepthwiseSums, NotOnFpga, Numbers
 from .stages import Flow, Join, Rescale, Stage
 from .units.rescale import Rescaling
 from .units.weigh import bits_of
@@ -72,10 +72,17 @@ def integer_flow(shape: tuple[int, ...], dtype: np.dtype) -> Flow:
     return Flow(1, int(np.prod(shape[:-1])), shape[-1], 8, dtype == np.int8)
 
 
+def sums_of(weights: np.ndarray, flow: Flow) -> Accumulator:
+    """The sums of integer weights ``[M, K]`` behind vectors of ``flow``; of a depthwise convolution where a vector has more."""
+    if weights.shape[1] < flow.channels:
+        return DepthwiseSums(numbers_in(flow, (1,)), weights.T.astype(np.int64))
+    planes, factors = planes_of(weights)
+    return Accumulator(numbers_in(flow, factors), planes)
+
+
 def products(reader: Reader, anchor: int, weights: np.ndarray, flow: Flow) -> list[Stage]:
     """The stages of integer weights ``[M, K]`` behind vectors of ``flow``, and of the epilogue if there is one."""
-    planes, factors = planes_of(weights)
-    sums = Accumulator(numbers_in(flow, factors), planes)
+    sums = sums_of(weights, flow)
     names = tuple(node.name for node in reader.nodes)
     ends = reader.nodes[-1].op_type == "FixedRescale"
     made = sums.stages(reader.name, names[: anchor + 1] if ends else names, flow)
@@ -90,8 +97,7 @@ def meaning_of(reader: Reader, weights: np.ndarray, flow: Flow, made: list[Stage
     """What the result of ``products`` means."""
     if reader.nodes[-1].op_type == "FixedRescale":
         return whole(made[-1].result)
-    planes, factors = planes_of(weights)
-    return Accumulator(numbers_in(flow, factors), planes).meaning()
+    return sums_of(weights, flow).meaning()
 
 
 def gemm(reader: Reader) -> Layer:
@@ -131,6 +137,7 @@ def conv(reader: Reader) -> Layer:
     weights = reader.constant(reader.anchor, 1)
     sliding = sliding_of(given.shape, given.shape[3], (weights.shape[1], weights.shape[2]), attrs, 0)
     flat = weights.reshape(len(weights), -1)
+    columns = sliding.kernel[0] * sliding.kernel[1] * given.shape[3]
     made: dict[str, Any] = {}
     if reader.nodes[-1].op_type == "FixedRescale":
         scaling_of(reader)
@@ -139,7 +146,7 @@ def conv(reader: Reader) -> Layer:
         flow = flows[0] or integer_flow(given.shape, given.dtype)
         if (flow.height, flow.width, flow.channels) != given.shape[1:]:
             raise NotOnFpga("its input is not the map of the layer before")
-        windows = Flow(*sliding.out, flat.shape[1], flow.bits, flow.signed, flow.step)
+        windows = Flow(*sliding.out, columns, flow.bits, flow.signed, flow.step)
         found = products(reader, 0, flat, windows)
         made.update(meaning_of(reader, flat, windows, found))
         found = windowed(reader.name, (reader.anchor.name,), flow, windows, sliding, found)

@@ -19,7 +19,7 @@ from ...operations import count_macs
 from ...opset import TensorType
 from ...opset.bits import packed_bytes
 from . import integer_layers
-from .products import Accumulator, NotOnFpga, numbers_of
+from .products import Accumulator, DepthwiseSums, NotOnFpga, numbers_of
 from .stages import Flow, Largest, Pool, Slide, Stage
 from .units.matvec import Border
 from .units.window import Sliding
@@ -127,10 +127,11 @@ class Reader:
 
     def plain(self, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> None:
         """Raise ``NotOnFpga`` unless a convolution of ``shape`` ``[N, H, W, ...]`` is one of those that there are units for."""
-        if attrs["group"] != 1 or list(attrs["dilations"]) != [1, 1]:
-            raise NotOnFpga(
-                f"it has {attrs['group']} groups and dilations {list(attrs['dilations'])}: only 1 and [1, 1]"
-            )
+        if list(attrs["dilations"]) != [1, 1]:
+            raise NotOnFpga(f"it has the dilations {list(attrs['dilations'])}: only [1, 1]")
+        group, channels = int(attrs["group"]), self.types[self.anchor.output[0]].shape[-1]
+        if group not in (1, channels) or (group > 1 and group != int(attrs.get("channels", shape[-1]))):
+            raise NotOnFpga(f"it has {group} groups: only 1, or one for each channel that comes in and goes out")
         if shape[0] != 1:
             raise NotOnFpga(f"a batch of {shape[0]}: export it with a batch of 1")
 
@@ -139,9 +140,21 @@ class Reader:
         bits = np.unpackbits(self.constant(self.anchor, 1), axis=-1, bitorder="little")
         return bits[None] if self.anchor.op_type.startswith("Binary") else bits
 
-    def _accumulator(self, weights: np.ndarray, border: tuple[Border, np.ndarray] | None = None) -> Accumulator:
+    def _accumulator(
+        self, weights: np.ndarray, border: tuple[Border, np.ndarray] | None = None, is_depthwise: bool = False
+    ) -> Accumulator:
         """The sums of weights 0/1 ``[q, M, K]``, and what the node behind them makes of them."""
-        sums = Accumulator(numbers_of(self.anchor.op_type, self.attrs[0]), weights, border)
+        numbers = numbers_of(self.anchor.op_type, self.attrs[0])
+        if is_depthwise:
+            values = weights.astype(np.int64) if numbers.masks else 2 * weights.astype(np.int64) - 1
+            real = (
+                None
+                if border is None
+                else (border[0], border[1].reshape(len(border[1]), weights.shape[2], -1)[:, :, 0])
+            )
+            sums: Accumulator = DepthwiseSums(numbers, np.tensordot(numbers.factors, values, 1).T, real)
+        else:
+            sums = Accumulator(numbers, weights, border)
         if len(self.nodes) == 1:
             return sums
         pack, attrs = self.nodes[-1], self.attrs[-1]
@@ -190,14 +203,15 @@ class Reader:
         numbers, attrs = numbers_of(self.anchor.op_type, self.attrs[0]), self.attrs[0]
         shape, channels = self.types[self.anchor.input[0]].shape[-4:], int(attrs["channels"])
         self.plain(attrs, shape)
-        weights = self._weights()[..., :channels]
+        is_depthwise = int(attrs["group"]) > 1
+        weights = self._weights()[..., : 1 if is_depthwise else channels]
         value = int(attrs.get("pad_value", 0))
         sliding = sliding_of(shape, channels, (weights.shape[2], weights.shape[3]), attrs, int(value > 0))
         flat = weights.reshape(*weights.shape[:2], -1)
         border = _border(sliding) if any(sliding.pads) and value == 0 and numbers.nothing is None else None
-        sums = self._accumulator(flat, border)
+        sums = self._accumulator(flat, border, is_depthwise)
         source = Flow(shape[1], shape[2], channels, numbers.planes, numbers.signed)
-        windows = Flow(*sliding.out, flat.shape[2], source.bits, source.signed)
+        windows = Flow(*sliding.out, _positions(sliding) * channels, source.bits, source.signed)
         names = tuple(node.name for node in self.nodes)
 
         def stages(flow: Flow | None) -> Staged:

@@ -8,14 +8,15 @@ An element x is ``step · code + least`` with codes of a few bits; a weight is t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from .stages import Compare, Flow, Multiply, Stage, Weigh
+from .stages import Compare, Depthwise, Flow, Multiply, Stage, Weigh
 from .units.compare import Steps
+from .units.depthwise import result_of
 from .units.matvec import Border, Product
 from .units.weigh import bits_of, span_of
 
@@ -154,4 +155,39 @@ class Accumulator:
         if self._steps is not None:
             result = Flow(flow.height, flow.width, rows, self._steps.bits)
             made.append(Compare(f"{name}_levels", nodes[1:], made[-1].result, result, self._steps))
+        return made
+
+
+class DepthwiseSums(Accumulator):
+    """The sums of a depthwise convolution, channel by channel, with integer weights ``[positions, C]``.
+
+    Each is ``slope · element + offset`` of Σ w · e, where e is the number that an element's bits are by themselves, in two's
+    complement or not: padding, whose bits are 0, adds nothing. ``border``: classes of pixels, and which positions are real in
+    each, 0/1 ``[classes, positions]``.
+    """
+
+    def __init__(self, numbers: Numbers, weights: np.ndarray, border: tuple[Border, np.ndarray] | None = None) -> None:
+        super().__init__(replace(numbers, factors=(1,), masks=True), weights.T[None], border)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """int64 ``[classes, C]``: what the real positions add where e is 0."""
+        nought = self.numbers.least + self.numbers.step * self.numbers.padded
+        return nought * (self._real @ self.weights[0].T)
+
+    def meaning(self) -> dict[str, Any]:
+        """See ``Accumulator.meaning``."""
+        is_signed = result_of(self.weights[0].T, self.numbers.planes, self.numbers.signed)[1]
+        found = super().meaning()
+        return {**found, "signed": is_signed} if found["kind"] == "sums" else found
+
+    def stages(self, name: str, nodes: tuple[str, ...], flow: Flow) -> list[Stage]:
+        """The stages behind windows of ``flow``."""
+        weights = np.ascontiguousarray(self.weights[0].T)
+        bits, is_signed = result_of(weights, flow.bits, flow.signed)
+        sums = Flow(flow.height, flow.width, weights.shape[1], bits, is_signed)
+        made: list[Stage] = [Depthwise(name, nodes, flow, sums, weights)]
+        if self._steps is not None:
+            result = replace(sums, bits=self._steps.bits, signed=False)
+            made.append(Compare(f"{name}_levels", nodes[1:], sums, result, self._steps))
         return made

@@ -123,6 +123,25 @@ class Largest(Stage):
 
 
 @dataclass(frozen=True, eq=False)
+class Depthwise(Stage):
+    """Each channel of each window times its own weights, int64 ``[positions, channels]``: their sum."""
+
+    weights: np.ndarray
+
+    @property
+    def macs(self) -> int:
+        """Multiplications and additions of one image."""
+        return self.source.pixels * self.weights.size
+
+    def reference(self, x: np.ndarray) -> np.ndarray:
+        """Windows ``[height, width, positions · channels]`` to sums ``[height, width, channels]``."""
+        if self.source.signed:  # codes of the same bits mean the same
+            half = 1 << (self.source.bits - 1)
+            x = np.where(x >= half, x - 2 * half, x)
+        return (x.reshape(*x.shape[:2], *self.weights.shape) * self.weights).sum(2)
+
+
+@dataclass(frozen=True, eq=False)
 class Weigh(Stage):
     """Each group of neighbours becomes its sum with ``coefficients``."""
 

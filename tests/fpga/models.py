@@ -53,11 +53,11 @@ def mlp(sizes=(48, 24, 16, 10), seed=0):
     return finish(nodes, constants, [1, sizes[0]], name, [1, sizes[-1]])
 
 
-def cnn(seed=0, pads=0, residual=False, pool=(2, 2, 0), dilation=1):
+def cnn(seed=0, pads=0, residual=False, pool=(2, 2, 0), dilation=1, depthwise=False):
     """A small network in the shape of CNV: 8-bit pixels, ±1 convolutions, max-pools of signs, dense ±1 layers.
 
     ``residual``: floats of the first convolution are added to those of a third. ``pool``: kernel, stride and pads.
-    ``dilation``: of the first convolution.
+    ``dilation``: of the first convolution. ``depthwise``: a depthwise one behind it.
     """
     random = np.random.default_rng(seed)
     constants = {"low": np.float32(0), "high": np.float32(1), "levels": np.float32(255)}
@@ -77,6 +77,12 @@ def cnn(seed=0, pads=0, residual=False, pool=(2, 2, 0), dilation=1):
             constants["n0_mean"] *= 60
         nodes += sign(f"n{number}", f"b{number}")
         name, channels, size = f"b{number}", outputs, size - 2 * apart + 2 * pads
+        if number == 0 and depthwise:
+            constants["k"] = random.choice([-1.0, 1.0], (outputs, 1, 3, 3)).astype(np.float32)
+            nodes.append(helper.make_node("Conv", [name, "k"], ["c"], name="depthwise", group=outputs, pads=[1] * 4))
+            nodes.append(batch_norm("c", "n", outputs, random, constants))
+            nodes += sign("n", "b")
+            name = "b"
         if number == 0 and residual:
             constants["k"] = random.choice([-1.0, 1.0], (outputs, outputs, 1, 1)).astype(np.float32)
             nodes.append(helper.make_node("Conv", [name, "k"], ["c"], name="conv"))
@@ -97,10 +103,11 @@ def cnn(seed=0, pads=0, residual=False, pool=(2, 2, 0), dilation=1):
     return finish(nodes, constants, [1, 3, 11, 11], "scores", [1, 5])
 
 
-def low_bit(seed=0, weight_levels=((-1, 1), (-1, 0, 1), (-2, -1, 0, 1)), size=7, pool=None):
+def low_bit(seed=0, weight_levels=((-1, 1), (-1, 0, 1), (-2, -1, 0, 1)), size=7, pool=None, depthwise=None):
     """Convolutions and a dense layer with weights of few levels, quantizers to 2 and 4 bits between them, zero padding.
 
     ``pool``: kernel, stride and pads of one behind the first convolution, whose batch norm follows it.
+    ``depthwise``: levels of the weights of a depthwise convolution behind the first one.
     """
     random = np.random.default_rng(seed)
     constants = {"low": np.float32(0), "high": np.float32(1)}
@@ -116,6 +123,13 @@ def low_bit(seed=0, weight_levels=((-1, 1), (-1, 0, 1), (-2, -1, 0, 1)), size=7,
         ]
 
     for number, (outputs, levels) in enumerate(((6, 15), (8, 3))):
+        if number and depthwise:
+            nodes += quantizer(name, 3, 7)
+            constants["k"] = random.choice(depthwise, (channels, 1, 3, 3)).astype(np.float32)
+            strides = {"pads": [1] * 4, "group": channels}
+            nodes.append(helper.make_node("Conv", ["q3", "k"], ["c"], name="depthwise", **strides))
+            nodes.append(batch_norm("c", "n", channels, random, constants))
+            name = "n"
         nodes += quantizer(name, number, levels)
         weights = random.choice(weight_levels[number], (outputs, channels, 3, 3))
         constants[f"k{number}"] = weights.astype(np.float32)
@@ -139,7 +153,7 @@ def low_bit(seed=0, weight_levels=((-1, 1), (-1, 0, 1), (-2, -1, 0, 1)), size=7,
     return finish(nodes, constants, [1, 3, size, size], "scores", [1, 5])
 
 
-def fixed_point(seed=0, size=8, mixed=True, residual=True):
+def fixed_point(seed=0, size=8, mixed=True, residual=True, depthwise=False):
     """Fixed-point numbers only, with two residual blocks: one adds its input, one a convolution of it with a stride."""
     random = np.random.default_rng(seed)
     constants, nodes = {}, []
@@ -161,13 +175,10 @@ def fixed_point(seed=0, size=8, mixed=True, residual=True):
         )
         return output
 
-    def conv(name, output, inputs, outputs, stride=1):
-        constants[f"{output}_w"] = random.integers(-12, 13, (outputs, inputs, 3, 3)).astype(np.float32) / 64
-        nodes.append(
-            helper.make_node(
-                "Conv", [name, f"{output}_w"], [f"{output}_c"], name=output, pads=[1] * 4, strides=[stride] * 2
-            )
-        )
+    def conv(name, output, inputs, outputs, stride=1, group=1):
+        constants[f"{output}_w"] = random.integers(-12, 13, (outputs, inputs // group, 3, 3)).astype(np.float32) / 64
+        window = {"pads": [1] * 4, "strides": [stride] * 2, "group": group}
+        nodes.append(helper.make_node("Conv", [name, f"{output}_w"], [f"{output}_c"], name=output, **window))
         constants[f"{output}_m"] = random.integers(-24, 25, (outputs, 1, 1)).astype(np.float32) / 16
         constants[f"{output}_b"] = random.integers(-64, 65, (outputs, 1, 1)).astype(np.float32) / 64
         nodes.append(helper.make_node("Mul", [f"{output}_c", f"{output}_m"], [f"{output}_s"]))
@@ -180,7 +191,7 @@ def fixed_point(seed=0, size=8, mixed=True, residual=True):
 
     x = quantizer("image", "pixels", 6, 8, True)
     x = quantizer(conv(x, "stem", 2, 4), "x0", 3, 5, False)
-    y = quantizer(conv(x, "a1", 4, 4), "y0", 3, 5, False)
+    y = quantizer(conv(x, "a1", 4, 4, group=4 if depthwise else 1), "y0", 3, 5, False)
     y = conv(y, "a2", 4, 4)
     y = quantizer(y, "y1", 4 if mixed else 3, 7, True) if residual else y
     x = quantizer(add(y, x, "sum0") if residual else y, "x1", 3, 5, False)

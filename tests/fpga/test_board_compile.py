@@ -71,14 +71,16 @@ def test_cycles_are_within_two_percent_of_the_estimate_and_stalls_change_nothing
     np.testing.assert_array_equal(stalled, results)
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
 @pytest.mark.parametrize("pool", [(2, 2, 0), (3, 2, 1)])
 @pytest.mark.parametrize("pads", [0, 1])
-def test_stages_of_a_convolutional_network_compute_what_its_packed_model_says(pads, pool):
-    packed = xnorc.optimize(cnn(pads=pads, pool=pool)).model
+def test_stages_of_a_convolutional_network_compute_what_its_packed_model_says(pads, pool, depthwise):
+    packed = xnorc.optimize(cnn(pads=pads, pool=pool, depthwise=depthwise)).model
     cut = partition(packed)
     kinds = [type(stage).__name__ for stage in cut.stages]
     pooling = ["Slide", "Largest"] if pool[2] else ["Pool"]
-    assert kinds == ["Slide", "Multiply", "Slide", "Multiply", *pooling, "Multiply"]
+    middle = ["Slide", "Depthwise", "Compare"] if depthwise else []
+    assert kinds == ["Slide", "Multiply", *middle, "Slide", "Multiply", *pooling, "Multiply"]
     assert cut.reasons == {} and [node.op_type for node in cut.head.graph.node] == ["PackLevels"]
     image = np.random.default_rng(pads).uniform(0, 1, (1, 3, 11, 11)).astype(np.float32)
     (source,) = golden.run(golden.session(cut.head), {"image": image}).values()
@@ -95,9 +97,11 @@ def test_stages_of_a_convolutional_network_compute_what_its_packed_model_says(pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pads", "pool"), [(0, (2, 2, 0)), (1, (3, 2, 1))])
-def test_a_convolutional_network_in_simulation(pads, pool):
-    package = xnorc.compile(cnn(pads=pads, pool=pool), "ulx3s-85f", fpga=FpgaOptions(fps=40_000), name="cnn")
+@pytest.mark.parametrize(("pads", "pool", "depthwise"), [(0, (2, 2, 0), False), (1, (3, 2, 1), True)])
+def test_a_convolutional_network_in_simulation(pads, pool, depthwise):
+    package = xnorc.compile(
+        cnn(pads=pads, pool=pool, depthwise=depthwise), "ulx3s-85f", fpga=FpgaOptions(fps=40_000), name="cnn"
+    )
     result = package.validate("sim")
     assert result.ok
     guess = package.manifest["fpga"]["estimate"]
@@ -152,7 +156,7 @@ def test_what_the_fpga_cannot_run_is_named_with_the_partition(tmp_path):
         "fc/BinaryGemm",
     ]
     assert facts["partition"]["head"][-2:] == ["Add", "Pack"] and facts["partition"]["tail"] == ["Cast", "Mul", "Add"]
-    assert "1 groups and dilations [2, 2]" in facts["reasons"]["conv0/BitSerialConv"]
+    assert "it has the dilations [2, 2]" in facts["reasons"]["conv0/BitSerialConv"]
     for node, reason in facts["reasons"].items():
         assert f"on the CPU: {node}: {reason}" in done.output
     assert "| FPGA: conv1/BinaryConv, " in done.output

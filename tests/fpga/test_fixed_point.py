@@ -159,11 +159,13 @@ def test_what_cannot_be_summed_stays_on_the_cpu_with_its_reason():
     }
 
 
-def test_a_chain_in_fixed_point_is_whole_on_the_fpga():
-    packed = xnorc.optimize(fixed_point(residual=False)).model
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_chain_in_fixed_point_is_whole_on_the_fpga(depthwise):
+    packed = xnorc.optimize(fixed_point(residual=False, depthwise=depthwise)).model
     image = np.random.default_rng(1).uniform(-2, 2, (1, 2, 8, 8)).astype(np.float32)
     cut, found = by_stages(packed, image)
     assert [type(stage).__name__ for stage in cut.stages].count("Rescale") == 5 and cut.reasons == {}
+    assert any(type(stage).__name__ == "Depthwise" for stage in cut.stages) == depthwise
     (want,) = golden.run(golden.session(packed), {"image": image}).values()
     np.testing.assert_array_equal(found["scores"], want)
 

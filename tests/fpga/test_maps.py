@@ -11,6 +11,7 @@ from amaranth.lib.wiring import In, Out
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from xnorc.runtimes.fpga.units.depthwise import Depthwise
 from xnorc.runtimes.fpga.units.largest import Largest
 from xnorc.runtimes.fpga.units.matvec import Border, MatrixVector, Product
 from xnorc.runtimes.fpga.units.pool import MaxPool
@@ -108,6 +109,30 @@ def test_pools_of_any_window_and_any_bits_equal_numpy(form, lanes, numbers, gaps
     words = words_of(x.reshape(2, -1), simd * bits, bits)
     got, _ = stream_through(unit, words, want.size // simd, gaps=gaps, refusals=refusals, seed=seed)
     np.testing.assert_array_equal(elements_of(got, simd * bits, 2, bits), want % (1 << bits))
+
+
+@settings(max_examples=14, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from([(9, 4, 2), (4, 4, 4), (9, 2, 1), (1, 3, 3), (1, 1, 1), (6, 5, 1), (9, 16, 1), (25, 16, 1)]),
+    st.sampled_from([(1, False), (2, False), (4, True), (8, True)]), st.sampled_from([1, 3, 127]),
+    st.sampled_from([0.0, 0.4]), st.sampled_from([0.0, 0.4]), st.integers(0, 1000),
+)  # fmt: skip
+def test_depthwise_products_equal_numpy(form, numbers, reach, gaps, refusals, seed):
+    random = np.random.default_rng(seed)
+    (positions, channels, simd), (bits, is_signed) = form, numbers
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if is_signed else (0, (1 << bits) - 1)
+    weights = (
+        random.integers(-reach, reach + 1, (positions, channels)) if reach > 1 else random.choice([-1, 1], form[:2])
+    )
+    x = random.integers(low, high + 1, (4, positions, channels))
+    x[0], x[1] = np.where(weights > 0, high, low), np.where(weights > 0, low, high)
+    unit = Depthwise(weights, simd, bits, is_signed)
+    words = words_of(x.reshape(4, -1), simd * bits, bits)
+    got, _ = stream_through(unit, words, 4 * channels // simd, gaps=gaps, refusals=refusals, seed=seed)
+    want = (x * weights).sum(1)
+    assert unit.result_signed or want.min() >= 0
+    found = elements_of(got, len(unit.output.payload), 4, unit.result_bits)
+    np.testing.assert_array_equal(found, want % (1 << unit.result_bits))
 
 
 @pytest.mark.parametrize(
