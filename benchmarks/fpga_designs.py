@@ -89,7 +89,7 @@ class Whole:
 
 
 WHOLE = {
-    "tfc": Whole("784-64-64-64-10", "ulx3s-85f", 10.5e6, 150, needs_fps=10e6, needs_mhz=150, needs_minutes=5),
+    "tfc": Whole("784-64-64-64-10", "ulx3s-85f", 10e6, 160, needs_fps=10e6, needs_mhz=150, needs_minutes=5, margin=0.1),
     "tfc-memory": Whole("784-64-64-64-10", "ulx3s-85f", 1e6, 150, needs_mhz=150, needs_minutes=5),
     "cnv": Whole("cnv", "ulx3s-85f", 10e3, 100, needs_fps=10e3, needs_mhz=100, needs_minutes=40),
     "icebreaker": Whole("256-64-64-10", "icebreaker", 1e4),
