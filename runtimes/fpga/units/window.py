@@ -101,9 +101,12 @@ class Window(wiring.Component):
         kept = shape.kept_rows
         depth = kept * line
         style = "block" if depth * self.simd * self.bits > BUFFER_BITS else "distributed"
-        m.submodules.rows = memory = Memory(
-            shape=self.simd * self.bits, depth=depth, init=[], attrs={"ram_style": style}
-        )
+        attributes: dict[str, int | str] = {"ram_style": style}
+        if line > 1:
+            # What is read for a result was written before: a write in the same cycle is to another word, at the soonest to
+            # the first of a row whose last is being read. Synthesis need not make sure of what a collision gives.
+            attributes["no_rw_check"] = 1
+        m.submodules.rows = memory = Memory(shape=self.simd * self.bits, depth=depth, init=[], attrs=attributes)
         write, read = memory.write_port(), memory.read_port()
         ready_rows = Signal(range(kept + 1))
         wrote, dropped = Signal(), Signal(range(kept + 1))
