@@ -72,7 +72,7 @@ class Whole:
     needs_mhz: float = 0.0
     needs_minutes: float = 0.0
     seed: int = 1
-    margin: float = 0.0
+    margin: float = 0.1
 
     def model(self, path: Path) -> None:
         """Write the network as ONNX."""
@@ -89,7 +89,7 @@ class Whole:
 
 
 WHOLE = {
-    "tfc": Whole("784-64-64-64-10", "ulx3s-85f", 10e6, 160, needs_fps=10e6, needs_mhz=150, needs_minutes=5, margin=0.1),
+    "tfc": Whole("784-64-64-64-10", "ulx3s-85f", 10e6, 160, needs_fps=10e6, needs_mhz=150, needs_minutes=5),
     "tfc-memory": Whole("784-64-64-64-10", "ulx3s-85f", 1e6, 150, needs_mhz=150, needs_minutes=5),
     "cnv": Whole("cnv", "ulx3s-85f", 10e3, 100, needs_fps=10e3, needs_mhz=100, needs_minutes=40),
     "icebreaker": Whole("256-64-64-10", "icebreaker", 1e4),

@@ -82,7 +82,7 @@ def build(
     *,
     options: str = "",
     seed: int = 1,
-    margin: float = 0.0,
+    margin: float = 0.1,
     allow_slow: bool = False,
     progress: Progress | None = None,
     seconds: float = _SECONDS,
