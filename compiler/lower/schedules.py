@@ -20,6 +20,9 @@ from .templates import Choices
 PARALLEL_WORK = 1 << 18
 """Inner iterations from which on the outermost loop is worth a thread pool."""
 
+WHOLE = 4
+"""Elements that a loop beside a broadcast one must be a multiple of, to be made of vectors of its own."""
+
 
 def schedule_all(program: Program, target: Target, tuned: Choices) -> None:
     """Write the float kernels that were asked for, and schedule every function that is not scheduled yet."""
@@ -71,19 +74,41 @@ def _schedule_block(schedule: s_tir.Schedule, block: Any, vector_bytes: int) -> 
         if reduction:
             _schedule_reduction(schedule, spatial, size)
         else:
-            fused = schedule.fuse(*spatial)
-            _vectorize(schedule, fused, vector_bytes // 4, size)
+            _vectorize(schedule, _fused(schedule, node, spatial), vector_bytes // 4, size)
     except s_tir.ScheduleError:
         return
 
 
-def _vectorize(schedule: s_tir.Schedule, loop: Any, lanes: int, size: int) -> None:
+def _fused(schedule: s_tir.Schedule, block: Any, loops: list[Any]) -> list[Any]:
+    """The loops as one; as two where an operand is broadcast, if whole vectors fit into the inner one: each vector's elements
+    then lie side by side, or are all the same."""
+    rank, inner = len(loops), len(loops)
+    extents = [int(schedule.get(loop).extent) for loop in loops]
+    for read in block.reads:
+        shape = [int(size) for size in read.source.shape]
+        shape = [1] * (rank - len(shape)) + shape
+        if len(shape) != rank or shape == extents:
+            continue
+        same = 1  # trailing axes that are either all read or all broadcast
+        while same < rank and all((size == 1) == (shape[-1] == 1) for size in shape[-same - 1 :]):
+            same += 1
+        inner = min(inner, same)
+    width = math.prod(extents[rank - inner :])
+    if inner == rank or width % WHOLE:
+        return [schedule.fuse(*loops)]
+    return [schedule.fuse(*loops[: rank - inner]), schedule.fuse(*loops[rank - inner :])]
+
+
+def _vectorize(schedule: s_tir.Schedule, loops: list[Any], lanes: int, size: int) -> None:
+    width = int(schedule.get(loops[-1]).extent)
+    while len(loops) > 1 and width % lanes:
+        lanes //= 2
     if size < lanes:
         return
-    outer, inner = schedule.split(loop, [None, lanes])
+    outer, inner = schedule.split(loops[-1], [None, lanes])
     schedule.vectorize(inner)
     if size >= PARALLEL_WORK:
-        schedule.parallel(outer)
+        schedule.parallel(outer if len(loops) == 1 else loops[0])
 
 
 def _schedule_reduction(schedule: s_tir.Schedule, spatial: list[Any], size: int) -> None:
