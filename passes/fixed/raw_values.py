@@ -12,6 +12,7 @@ from ...opset import DOMAIN
 from ...opset._fixed import Overflow, Rounding
 from ..base import Context, Status, add_constant, add_node, constant, producer, static_shape
 from ..chain import original_name, per_channel
+from ..windows import max_pool_window
 from .grid import EXACT, Grid, Quantizer, fixed_type, raw_constant
 
 FLOAT, INT32 = 1, 6
@@ -120,7 +121,7 @@ class RawGraph:
         if grid_or_none is None or not grid_or_none.fits_byte:
             raise FixedPointError(f"its activations {grid_or_none} do not fit 8 bits")
         grid = grid_or_none
-        moved = self._moved(tensor, first, reader)
+        moved = self._pooled(tensor, reader) if first else self._moved(tensor, first, reader)
         if moved is not None:
             return moved, grid
         return self._quantized(tensor, grid, first, reader), grid
@@ -170,6 +171,35 @@ class RawGraph:
         return add_node(
             self.graph, self.ctx, "Reshape", [channels_first, to], stands_for=node, shape=target, dtype=codes.dtype
         )
+
+    def _pooled(self, tensor: gs.Tensor, reader: gs.Node) -> gs.Tensor | None:
+        """Raw values of a pooled feature map: the MaxPool done on 8-bit integers, where those that it reads are there."""
+        node = producer(tensor)
+        if node is None or node.domain or node.op != "MaxPool" or len(node.outputs) > 1:
+            return None
+        inner = self.forms.get(id(node.inputs[0]))
+        if not isinstance(inner, Form) or not inner.first or len(static_shape(tensor)) != 4:
+            return None
+        window = max_pool_window(node)
+        if isinstance(window, str):
+            return None
+        codes, grid = self._codes(node.inputs[0], True, reader)
+        shape, pooled_shape = static_shape(node.inputs[0]), static_shape(tensor)
+        value = add_node(
+            self.graph, self.ctx, "Transpose", [codes], stands_for=node, perm=[0, 3, 1, 2], shape=shape, dtype=codes.dtype
+        )  # fmt: skip
+        attrs: dict[str, Any] = dict(window.pool_attrs())
+        value = add_node(
+            self.graph, self.ctx, "MaxPool", [value], stands_for=node, shape=pooled_shape, dtype=codes.dtype, **attrs
+        )  # fmt: skip
+        value = add_node(
+            self.graph, self.ctx, "Transpose", [value], stands_for=node, perm=[0, 2, 3, 1],
+            shape=tuple(pooled_shape[i] for i in (0, 2, 3, 1)), dtype=codes.dtype,
+        )  # fmt: skip
+        self.ctx.note(node, Status.FUSED, "pools 8-bit integers, not floats")
+        ends = np.int64(grid.low), np.int64(grid.high)
+        self._store(tensor, Form(((value, np.int64(1)),), np.int64(0), grid.fraction, *ends, True))
+        return value
 
     def _form(self, tensor: gs.Tensor) -> Form:
         """``tensor`` on raw values. Raises ``FixedPointError`` with the reason where it cannot be."""

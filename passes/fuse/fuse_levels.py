@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -171,13 +171,7 @@ def _pooled(
     flip = add_constant(ctx, f"{original_name(ctx, node)}/flip", pack_bits(pool.minimum))
     if static_shape(tensor) != lifted:
         tensor = reshape(graph, ctx, tensor, lifted, node)
+    attrs: dict[str, Any] = dict(pool.window.pool_attrs())
     return add_node(
-        graph,
-        ctx,
-        "LevelMaxPool",
-        [tensor, flip],
-        stands_for=node,
-        output=output,
-        domain=DOMAIN,
-        **pool.window.pool_attrs(),
-    )
+        graph, ctx, "LevelMaxPool", [tensor, flip], stands_for=node, output=output, domain=DOMAIN, **attrs
+    )  # fmt: skip

@@ -155,6 +155,33 @@ def conv(reader: Reader) -> Layer:
     return reader.layer(stages, made)
 
 
+def pool(reader: Reader) -> Layer:
+    """A ``MaxPool`` of bytes, between transposes that put the channels first and last again."""
+    from .layers import largest_of, sliding_of
+
+    node, attrs = reader.nodes[1], reader.attrs[1]
+    given = reader.types[node.input[0]].shape
+    if list(reader.attrs[0]["perm"]) != [0, 3, 1, 2] or list(reader.attrs[2]["perm"]) != [0, 2, 3, 1]:
+        raise NotOnFpga("it moves other axes than those of a map")
+    if list(attrs["dilations"]) != [1, 1]:
+        raise NotOnFpga(f"it has the dilations {list(attrs['dilations'])}: only [1, 1]")
+    made: dict[str, Any] = {}
+
+    def stages(*flows: Flow | None) -> Staged:
+        flow = flows[0]
+        if flow is None or (flow.channels, flow.height, flow.width) != given[1:]:
+            raise NotOnFpga("there is no layer before it")
+        least = -(1 << (flow.bits - 1)) if flow.signed else 0
+        shape = (1, flow.height, flow.width)
+        kernel = tuple(attrs["kernel_shape"])
+        sliding = replace(sliding_of(shape, flow.channels, kernel, attrs, 0), fills=(least,) * flow.channels)
+        found, result = largest_of(reader.name, (node.name,), flow, sliding, np.zeros(flow.channels, np.int64))
+        made.update(whole(result))
+        return found, result
+
+    return reader.layer(stages, made)
+
+
 def same(reader: Reader) -> Layer:
     """A ``Cast`` to int32, and perhaps a product with one constant: the bits stay, what they stand for changes."""
     if reader.types[reader.nodes[0].output[0]].dtype != np.int32:

@@ -34,6 +34,7 @@ READERS: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = (
     ("IntegerGemm.flat", (("onnx.Transpose", 1), ("onnx.Reshape", 2), *_INTEGER_GEMM)),
     ("IntegerGemm.rescale", (*_INTEGER_GEMM, *_RESCALE)),
     ("IntegerConv.rescale", (("ai.xnorc.IntegerConv", 2), *_RESCALE)),
+    ("integer.pool", (("onnx.Transpose", 1), ("onnx.MaxPool", 1), ("onnx.Transpose", 1))),
     ("IntegerGemm", _INTEGER_GEMM),
     ("IntegerConv", (("ai.xnorc.IntegerConv", 2),)),
     ("pool", (("ai.xnorc.BinaryMaxPool", 2),)),
@@ -81,6 +82,8 @@ def read_layer(
         "IntegerConv": integer_layers.conv, "IntegerGemm": integer_layers.gemm, "Transpose": integer_layers.gemm,
         "Cast": integer_layers.same, "Add": integer_layers.join,
     }  # fmt: skip
+    if any(node.op_type == "MaxPool" for node in nodes):
+        return integer_layers.pool(reader)
     return integer[nodes[0].op_type](reader)
 
 

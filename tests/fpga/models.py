@@ -153,7 +153,7 @@ def low_bit(seed=0, weight_levels=((-1, 1), (-1, 0, 1), (-2, -1, 0, 1)), size=7,
     return finish(nodes, constants, [1, 3, size, size], "scores", [1, 5])
 
 
-def fixed_point(seed=0, size=8, mixed=True, residual=True, depthwise=False):
+def fixed_point(seed=0, size=8, mixed=True, residual=True, depthwise=False, pool=False):
     """Fixed-point numbers only, with two residual blocks: one adds its input, one a convolution of it with a stride."""
     random = np.random.default_rng(seed)
     constants, nodes = {}, []
@@ -191,6 +191,9 @@ def fixed_point(seed=0, size=8, mixed=True, residual=True, depthwise=False):
 
     x = quantizer("image", "pixels", 6, 8, True)
     x = quantizer(conv(x, "stem", 2, 4), "x0", 3, 5, False)
+    if pool:
+        nodes.append(helper.make_node("MaxPool", [x], ["pooled"], kernel_shape=[3, 3], strides=[1, 1], pads=[1] * 4))
+        x = "pooled"
     y = quantizer(conv(x, "a1", 4, 4, group=4 if depthwise else 1), "y0", 3, 5, False)
     y = conv(y, "a2", 4, 4)
     y = quantizer(y, "y1", 4 if mixed else 3, 7, True) if residual else y

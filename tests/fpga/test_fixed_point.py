@@ -139,13 +139,14 @@ def test_residual_blocks_equal_numpy_whoever_waits(shape, fast, gaps, refusals, 
     np.testing.assert_array_equal(elements_of(got, unit.output_width, 3, 6), want)
 
 
-@pytest.mark.parametrize("mixed", [True, False])
-def test_stages_of_a_residual_network_compute_what_the_model_says(mixed):
-    packed = xnorc.optimize(fixed_point(mixed=mixed)).model
+@pytest.mark.parametrize(("mixed", "pool"), [(True, False), (False, False), (True, True)])
+def test_stages_of_a_residual_network_compute_what_the_model_says(mixed, pool):
+    packed = xnorc.optimize(fixed_point(mixed=mixed, pool=pool)).model
     image = np.random.default_rng(1).uniform(-2, 2, (1, 2, 8, 8)).astype(np.float32)
     cut, found = by_stages(packed, image)
     kinds = [type(stage).__name__ for stage in cut.stages]
     assert kinds.count("Join") == 2 and kinds.count("Multiply") == 7 and cut.reasons == {}
+    assert kinds.count("Largest") == pool
     (want,) = golden.run(golden.session(packed), {"image": image}).values()
     np.testing.assert_array_equal(found["scores"], want)
 

@@ -153,6 +153,21 @@ def test_pooling_keeps_the_grid() -> None:
     assert count(optimized)["IntegerConv"] == 2
 
 
+@pytest.mark.parametrize("pads", [0, 1])
+def test_pools_between_layers_are_of_integers(pads) -> None:
+    net, y = one_layer()
+    y = net.quantizer(y, 3, -64, 63, "half")
+    y = net.node("MaxPool", y, kernel_shape=[3, 2], strides=[1, 1], pads=[pads] * 4, name="pool")
+    y = net.node("Conv", y, net.weight(4, 5, 2, 2), kernel_shape=[2, 2], name="conv2")
+    optimized = compiled(net, y)
+    types = {info.name: info.type.tensor_type.elem_type for info in optimized.model.graph.value_info}
+    (pool,) = (node for node in optimized.model.graph.node if node.op_type == "MaxPool")
+    assert types[pool.input[0]] == 3 and "pools 8-bit integers" in reason(optimized, "pool")
+    package = xnorc.compile(net.model(y), "host", name="pooled")
+    result = package.validate("host")
+    assert result.ok and all(layer.differing == 0 for layer in result.layers)
+
+
 def test_device_gives_the_same_integers() -> None:
     net, y = network()
     model = net.model(y)
