@@ -58,6 +58,7 @@ PASSES = (
     "fuse.fuse_levels",
     "tidy.pad_pools",
     "tidy.clean",
+    "fuse.split_concat",
     "fuse.fuse_epilogue",
     "verify",
 )

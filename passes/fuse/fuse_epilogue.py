@@ -71,14 +71,14 @@ class FuseEpilogue(Pass):
 
     @staticmethod
     def _mark(graph: gs.Graph, ctx: Context, anchor: gs.Node) -> None:
-        path = _path(graph, ctx, anchor)
+        path = path_of(graph, ctx, anchor)
         for node in path:
             ctx.groups[node.name] = anchor.name
             if node.op != "Pack" and original_name(ctx, node) != original_name(ctx, anchor):
                 absorbed(ctx, node, Status.FUSED, f"in the epilogue of '{original_name(ctx, anchor)}'")
 
 
-def _path(graph: gs.Graph, ctx: Context, anchor: gs.Node) -> list[gs.Node]:
+def path_of(graph: gs.Graph, ctx: Context, anchor: gs.Node) -> list[gs.Node]:
     """The nodes that the kernel of ``anchor`` computes too, in order."""
     value = anchor.outputs[0]
     node = only_consumer(graph, value)
