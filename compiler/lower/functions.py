@@ -1,7 +1,8 @@
-"""Converters of functions of one number: see ``converters``."""
+"""Converters of functions of one number, and of Concat: see ``converters``."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,17 @@ def _mapped(name: str) -> None:
 
 for _name in float_functions.FUNCTIONS:
     _mapped(_name)
+
+
+@converter("Concat")
+def concat(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, Any]) -> Any:
+    """TVM's asks of every element which input it comes from."""
+    if not _floats_at_run_time(inputs, values):
+        return _standard("Concat", bb, inputs, attrs)
+    shapes = [shape_of(x) for x in inputs]
+    axis = attrs["axis"] % len(shapes[0])
+    whole = (*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :])
+    return float_calls.emit(bb, "concat", {"runs": [math.prod(shape[axis:]) for shape in shapes]}, inputs, whole)
 
 
 @converter("Mish")

@@ -19,6 +19,7 @@ from ...opset import TensorType
 from ..kernel import Kernel, KernelCall
 from ..templates import Template
 from . import float_depthwise, float_depthwise_last, float_functions, float_product, float_rows
+from .concat import concat
 from .top_k import top_k
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ ATTRIBUTE = "xnorc.float_kernel"
 KERNELS: dict[str, Callable[[KernelCall], Kernel]] = {
     "average_pool": float_depthwise.average_pool,
     "average_pool_last": float_depthwise_last.average_pool_last,
+    "concat": concat,
     "conv": float_product.conv,
     "depthwise": float_depthwise.depthwise,
     "depthwise_last": float_depthwise_last.depthwise_last,
