@@ -59,20 +59,31 @@ static struct {
 } *samples;
 static uint64_t n_samples, sample, position; /* the next sample, and how many blocks started in this phase */
 static uint64_t left;                        /* instructions that the sample being taken still lacks */
+static uint64_t *taken, n_taken, room;       /* its blocks so far: blocks that are new meanwhile have lines of their own */
+
+static void write_sample(void) {
+    fprintf(out, "sample %" PRIu64, sample++);
+    for (uint64_t i = 0; i < n_taken; i++) fprintf(out, " %" PRIu64, taken[i]);
+    fprintf(out, "\n");
+    left = n_taken = 0;
+}
 
 static void take(const counter *one) {
-    if (!left && sample < n_samples && samples[sample].phase == phase && samples[sample].start <= position) {
+    if (!left && sample < n_samples && samples[sample].phase == phase && samples[sample].start <= position)
         left = samples[sample].instructions;
-        fprintf(out, "sample %" PRIu64, sample);
-    }
     position++;
     if (!left) return;
-    fprintf(out, " %" PRIu64, one->index);
-    left = left > one->instructions ? left - one->instructions : 0;
-    if (!left) {
-        fprintf(out, "\n");
-        sample++;
+    if (n_taken == room) {
+        room = room ? 2 * room : 1024;
+        taken = realloc(taken, room * sizeof *taken);
+        if (!taken) {
+            fprintf(stderr, "count: no memory\n");
+            exit(3);
+        }
     }
+    taken[n_taken++] = one->index;
+    left = left > one->instructions ? left - one->instructions : 0;
+    if (!left) write_sample();
 }
 
 static void on_run(unsigned cpu, void *data) {
@@ -100,18 +111,13 @@ static void on_translation(plugin_id id, void *block) {
     uint64_t bytes = qemu_plugin_insn_vaddr(last) + qemu_plugin_insn_size(last) - start;
     one->index = blocks++;
     one->instructions = n;
-    if (left) { /* a block is translated in the middle of a sample: that one is lost */
-        fprintf(out, "\n");
-        left = 0;
-        sample++;
-    }
     fprintf(out, "block %" PRIu64 " %" PRIu64 " %zu %" PRIu64 "\n", one->index, start, n, bytes);
     qemu_plugin_register_vcpu_tb_exec_cb(block, on_run, 0, one);
 }
 
 static void end_phase(void) {
-    if (left) fprintf(out, "\n");
-    left = position = 0;
+    if (left) write_sample();
+    position = 0;
     while (sample < n_samples && samples[sample].phase <= phase) sample++;
     fprintf(out, "phase %" PRIu64 "\n", phase++);
     while (ran) {

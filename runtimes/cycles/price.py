@@ -108,10 +108,9 @@ class Pricer:
         """Of each stretch (blocks in order): how many leading blocks fill the pipeline, and the cycles of the rest."""
         warm: list[int] = []
         for blocks in stretches:
-            count, taken = 0, 0
-            while count < len(blocks) - 1 and taken + len(blocks[count]) <= max(
-                _WARM_UP, sum(map(len, blocks)) // 10 if len(blocks) > 1 else 0
-            ):
+            count, taken, length = 0, 0, sum(map(len, blocks))
+            most = max(_WARM_UP, length // 10) if length >= 3 * _WARM_UP else 0  # a short one is priced whole
+            while count < len(blocks) - 1 and taken + len(blocks[count]) <= most:
                 taken += len(blocks[count])
                 count += 1
             warm.append(count)

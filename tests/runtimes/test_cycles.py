@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from xnorc.errors import InputError, ToolError
 from xnorc.package import Package
 from xnorc.runtimes.cycles import model_cycles
 from xnorc.runtimes.cycles.cores import core_of
-from xnorc.runtimes.cycles.count import Block, Image, read_counts
+from xnorc.runtimes.cycles.count import Block, Image, count_instructions, read_counts
 from xnorc.runtimes.cycles.price import Pricer, disassemble
 from xnorc.targets import get
 
@@ -41,6 +42,20 @@ def test_counts_are_repeatable_and_every_step_has_its_own(package: Package) -> N
     # The first convolution has 36 · 8 outputs of 18 products; nothing computes more than four of them an instruction.
     conv = next(step for step in first.steps if step.op.startswith("Conv"))
     assert conv.instructions >= conv.macs / 4
+
+
+@QEMU
+def test_a_short_step_is_sampled_whole(package: Package) -> None:
+    """Also where its code runs for the first time in the middle of the sample: QEMU translates it only then."""
+    golden = package.golden().items()
+    counts = count_instructions(package, {name.removeprefix("input/"): x[:1] for name, x in golden if "input/" in name})
+    whole = 0
+    for blocks, samples in zip(counts.steps, counts.samples, strict=True):
+        assert samples
+        if len(samples) == 1:
+            assert Counter(samples[0]) == blocks
+            whole += 1
+    assert whole
 
 
 @QEMU
