@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _MEMORY_MHZ = 90.0
 """Above it, a block RAM of the ECP5 gets its output register: without, it takes more than half a cycle; see ``outreg``."""
+_LOOSE = 0.3
+"""Designs that take more of a chip's LUT4s keep the cells at the ends of their carry chains. CNV (37 % of the chip) was placed
+without them, in three quarters of the logic cells, but nextpnr's router did not come to an end; it had with them."""
 _REFINED = 1
 """To be raised when what ``refine`` and ``absorb`` do changes: builds are kept by it."""
 _SECONDS = 4 * 3600.0
@@ -155,10 +158,11 @@ def synthesis(family: str, top: str, options: str = "") -> str:
     return f"{mark}; {synth}; {unmark}; flatten; opt_clean"
 
 
-def refine(netlist: dict[str, Any], top: str = "top") -> None:
-    """What is done to the ECP5's netlists before they are placed or counted, in place."""
+def refine(netlist: dict[str, Any], top: str = "top", loose: bool = True) -> None:
+    """What is done to the ECP5's netlists before they are placed or counted, in place. ``loose``: see ``_LOOSE``."""
     merge(netlist, top)
-    loosen(netlist, top)
+    if loose:
+        loosen(netlist, top)
 
 
 def _tools(
@@ -181,7 +185,8 @@ def _tools(
     step(YOSYS, "-p", f"read_verilog {_SOURCE}; {synthesis(board.family, 'top', options)}; write_json top.json")
     netlist = json.loads((folder / "top.json").read_text())
     if board.family == "ecp5":
-        refine(netlist)
+        size = used(cells_by_type(netlist), board.family)["LUT4"]
+        refine(netlist, loose=size < _LOOSE * board.capacity["LUT4"])
         if mhz > _MEMORY_MHZ:
             absorb(netlist)
         (folder / "top.json").write_text(json.dumps(netlist))

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("amaranth")
 
+from xnorc.runtimes.fpga.build import refine
 from xnorc.runtimes.fpga.netlist import cells_by_type, loosen, merge
 
 
@@ -40,6 +41,8 @@ def test_the_ends_of_a_chain_are_opened_where_they_make_no_difference() -> None:
         "shown": carry(0x0009, "0", 17, 27),  # its sum is the carry that came in
     }
     design = netlist(cells, [11, 12, 23, 17])
+    refine(design, loose=False)
+    assert cells["first"]["connections"]["CIN"] == ["0"]
     assert loosen(design) == 3 + 6
     ends = {name: (cell["connections"]["CIN"][0], cell["connections"]["COUT"][0]) for name, cell in cells.items()}
     assert ends == {
@@ -92,7 +95,7 @@ def test_the_netlist_that_is_placed_computes_the_same_in_as_many_cycles(tmp_path
     from xnorc.runtimes.fpga.accelerator import Accelerator
     from xnorc.runtimes.fpga.board_compile import estimate, technology
     from xnorc.runtimes.fpga.boards import get
-    from xnorc.runtimes.fpga.build import refine, synthesis
+    from xnorc.runtimes.fpga.build import synthesis
     from xnorc.runtimes.fpga.emit import TOP, emit
     from xnorc.runtimes.fpga.outreg import absorb
     from xnorc.runtimes.fpga.simulate import Simulator
