@@ -27,6 +27,9 @@ from xnorc.package import Package
 from .harness import run_emulated as model_emulated
 from .harness import run_on_host
 
+EVERYWHERE = ["host", "rpi2", pytest.param("rpi4", marks=pytest.mark.slow)]
+"""Targets: what is tested on one emulated board by default is tested on both in the slow suite."""
+
 
 def jobs_of(target: str) -> list[Job]:
     """Every anchor, on accumulators and on floats; odd numbers of channels; the floats kept or not."""
@@ -144,7 +147,7 @@ def half_jobs(target: str) -> list[Job]:
     return jobs
 
 
-@pytest.mark.parametrize("target", ["host", "rpi4", "rpi2"])
+@pytest.mark.parametrize("target", EVERYWHERE)
 def test_halves(target: str, tmp_path: Path) -> None:
     jobs = half_jobs(target)
     found = [run_here(job) for job in jobs] if target == "host" else run_emulated(jobs, tmp_path)
@@ -210,7 +213,7 @@ def test_blocks_pack_their_sums_in_one_pass(levels: bool) -> None:
     assert {"sum0", "sum1"} <= names and not {"sum2", "last_out"} & names
 
 
-@pytest.mark.parametrize("target", ["host", "rpi4", "rpi2"])
+@pytest.mark.parametrize("target", EVERYWHERE)
 def test_blocks_on_device(target: str) -> None:
     run = run_on_host if target == "host" else partial(model_emulated, target=target)
     for levels in (False, True):
