@@ -47,7 +47,7 @@ def test_c_program_links_the_library_and_gives_the_models_answer(target, image, 
         f"-I{tmp_path}",
     ]
     build += [source, str(tmp_path / "libmnist.a"), "-o", program, "-lm", "-lpthread"]
-    subprocess.run([sys.executable, "-m", "ziglang", *build], check=True)
+    subprocess.run([sys.executable, "-m", "ziglang", *build], cwd=tmp_path, check=True)
     image.tofile(tmp_path / "image.bin")
     command = [program, str(tmp_path / "image.bin")]
     if target != "host":
