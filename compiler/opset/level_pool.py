@@ -10,7 +10,7 @@ from .base import Attrs, Operator, TensorType, register
 from .bits import pack_bits
 from .levels import MAX_PLANES
 from .pack import NCHW_PADS, UNPACK_LAST_AXIS
-from .pool import BinaryMaxPool
+from .pool import PACK_POOLED, POOL, BinaryMaxPool
 
 
 @register
@@ -40,25 +40,15 @@ class LevelMaxPool(Operator):
     code = ReduceSum <keepdims = 0> (valued, unpack_first)
     code_float = Cast <to = 1> (code)
     nchw = Transpose <perm = [0, 3, 1, 2]> (code_float)
-    nothing = Constant <value = float {0}> ()
-    padded = Pad <mode = "constant"> (nchw, nchw_pads, nothing)
-    pooled = MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides, dilations: ints = @dilations>
-        (padded)
-    nhwc = Transpose <perm = [0, 2, 3, 1]> (pooled)
+    """
+        + POOL
+        + """
     pooled_code = Cast <to = 6> (nhwc)
     pooled_one = Unsqueeze (pooled_code, unpack_first)
     pooled_moved = Div (pooled_one, worths)
     pooled_bits = Mod (pooled_moved, two)
-    pooled_shape = Shape (pooled_bits)
-    pooled_head = Slice (pooled_shape, unpack_first, unpack_last)
-    minus = Constant <value_ints = [-1, 8]> ()
-    grouped_shape = Concat <axis = 0> (pooled_head, minus)
-    grouped = Reshape (pooled_bits, grouped_shape)
-    weighted = Mul (grouped, divisors)
-    total = ReduceSum <keepdims = 0> (weighted, unpack_last)
-    ored = Cast <to = 2> (total)
-    y = BitwiseXor (ored, flip)
     """
+        + PACK_POOLED
     )
     kernel = "pool:level_max_pool"
     packed_output = True

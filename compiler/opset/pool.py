@@ -10,6 +10,28 @@ from .base import Attrs, Operator, TensorType, register
 from .conv import conv_output_size
 from .pack import NCHW_PADS, UNPACK_LAST_AXIS
 
+# Shared by bodies: the largest of each window of float32 `nchw` as `nhwc`, where padding (0) never wins over codes.
+POOL = """
+    nothing = Constant <value = float {0}> ()
+    padded = Pad <mode = "constant"> (nchw, nchw_pads, nothing)
+    pooled = MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides, dilations: ints = @dilations>
+        (padded)
+    nhwc = Transpose <perm = [0, 2, 3, 1]> (pooled)
+    """
+
+# Shared by bodies: `pooled_bits` (int32 0 or 1, channels last) packed and flipped back to `y`.
+PACK_POOLED = """
+    pooled_shape = Shape (pooled_bits)
+    pooled_head = Slice (pooled_shape, unpack_first, unpack_last)
+    minus = Constant <value_ints = [-1, 8]> ()
+    grouped_shape = Concat <axis = 0> (pooled_head, minus)
+    grouped = Reshape (pooled_bits, grouped_shape)
+    weighted = Mul (grouped, divisors)
+    total = ReduceSum <keepdims = 0> (weighted, unpack_last)
+    ored = Cast <to = 2> (total)
+    y = BitwiseXor (ored, flip)
+    """
+
 
 @register
 class BinaryMaxPool(Operator):
@@ -30,22 +52,12 @@ class BinaryMaxPool(Operator):
         + """
     bits_float = Cast <to = 1> (bits)
     nchw = Transpose <perm = [0, 3, 1, 2]> (bits_float)
-    nothing = Constant <value = float {0}> ()
-    padded = Pad <mode = "constant"> (nchw, nchw_pads, nothing)
-    pooled = MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides, dilations: ints = @dilations>
-        (padded)
-    nhwc = Transpose <perm = [0, 2, 3, 1]> (pooled)
-    pooled_bits = Cast <to = 6> (nhwc)
-    pooled_shape = Shape (pooled_bits)
-    pooled_head = Slice (pooled_shape, unpack_first, unpack_last)
-    minus = Constant <value_ints = [-1, 8]> ()
-    grouped_shape = Concat <axis = 0> (pooled_head, minus)
-    grouped = Reshape (pooled_bits, grouped_shape)
-    weighted = Mul (grouped, divisors)
-    total = ReduceSum <keepdims = 0> (weighted, unpack_last)
-    ored = Cast <to = 2> (total)
-    y = BitwiseXor (ored, flip)
     """
+        + POOL
+        + """
+    pooled_bits = Cast <to = 6> (nhwc)
+    """
+        + PACK_POOLED
     )
     kernel = "pool:binary_max_pool"
     packed_output = True
