@@ -26,8 +26,9 @@ WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werr
 
 def cc(*arguments: str | Path) -> None:
     command = [sys.executable, "-m", "ziglang", "cc", *link.FLAGS, f"-I{RUNTIME}", *map(str, arguments)]
-    # Not in the checkout: where zig's own folder lies below it, zig would build the C libraries anew for relative paths.
-    done = subprocess.run(command, cwd=tempfile.gettempdir(), capture_output=True, text=True)
+    # Not in a folder above zig's own: zig would build the C libraries anew, for relative paths.
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
