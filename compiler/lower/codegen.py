@@ -105,7 +105,9 @@ def source(program: Program, offsets: Sequence[int], *, tensor_bytes: int, max_t
         "",
     ]
     counts = {call.symbol: len(call.arguments) for step in program.steps for call in step.calls if call.symbol}
-    lines += [f"int32_t {kernel}({', '.join(['void *'] * count)});" for kernel, count in counts.items()]
+    # Hidden: what is not in the library's table of names makes it smaller, and nobody else calls kernels.
+    hidden = '__attribute__((visibility("hidden")))'
+    lines += [f"{hidden} int32_t {kernel}({', '.join(['void *'] * count)});" for kernel, count in counts.items()]
     lines.append("")
     for number, step in enumerate(program.steps):
         lines += [

@@ -29,8 +29,9 @@ _MEMORY_MHZ = 90.0
 """Above it, a block RAM of the ECP5 gets its output register: without, it takes more than half a cycle; see ``outreg``."""
 _LOOSE = 0.3
 """Designs that take more of a chip's LUT4s keep the cells at the ends of their carry chains. CNV (37 % of the chip) was placed
-without them, in three quarters of the logic cells, but nextpnr's router did not come to an end; it had with them."""
-_REFINED = 1
+without them, in three quarters of the logic cells, but nextpnr's usual router stood still among crowded wires, and did so with
+them when elements were synthesized once; its second router, which such designs get, brings crowding down from step to step."""
+_REFINED = 2
 """To be raised when what ``refine`` and ``absorb`` do changes: builds are kept by it."""
 _SECONDS = 4 * 3600.0
 _SOURCE = "yosys.v"
@@ -183,10 +184,10 @@ def _tools(
         return text
 
     step(YOSYS, "-p", f"read_verilog {_SOURCE}; {synthesis(board.family, 'top', options)}; write_json top.json")
-    netlist = json.loads((folder / "top.json").read_text())
+    netlist, large = json.loads((folder / "top.json").read_text()), False
     if board.family == "ecp5":
-        size = used(cells_by_type(netlist), board.family)["LUT4"]
-        refine(netlist, loose=size < _LOOSE * board.capacity["LUT4"])
+        large = used(cells_by_type(netlist), board.family)["LUT4"] >= _LOOSE * board.capacity["LUT4"]
+        refine(netlist, loose=not large)
         if mhz > _MEMORY_MHZ:
             absorb(netlist)
         (folder / "top.json").write_text(json.dumps(netlist))
@@ -200,6 +201,8 @@ def _tools(
     route += ["--report", "nextpnr.json"]
     if board.family == "ecp5":
         route += ["--lpf", f"top.{suffix}", "--textcfg", "top.config"]
+        if large:
+            route += ["--router", "router2"]
     elif board.family == "ice40":
         route += ["--pcf", f"top.{suffix}", "--asc", "top.asc"]
     else:
