@@ -120,11 +120,11 @@ def maximum(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, 
     return functools.reduce(lambda a, b: bb.emit(relax.op.maximum(a, b)), inputs)
 
 
-def _standard(op: str, bb: Any, inputs: list[Any], attrs: dict[str, Any]) -> Any:
+def _standard(op: str, bb: Any, inputs: list[Any], attrs: dict[str, Any], opset: int = STANDARD_OPSET) -> Any:
     """TVM's own converter: for what the kernels in ``kernels/float_*.py`` do not take."""
     given = onnx_frontend.onnx_input()
     given.extend(inputs)
-    return onnx_frontend._get_convert_map()[op].get_converter(STANDARD_OPSET)(bb, given, attrs, [{}, {}])
+    return onnx_frontend._get_convert_map()[op].get_converter(opset)(bb, given, attrs, [{}, {}])
 
 
 def _floats_at_run_time(inputs: Sequence[Any], values: Sequence[Any]) -> bool:

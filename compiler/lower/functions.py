@@ -11,18 +11,24 @@ from tvm import te, tirx
 from .converters import _floats_at_run_time, _standard, converter, dtype_of, shape_of
 from .kernels import float_calls, float_functions
 
+GELU_OPSET = 20
+"""The opset that brought Gelu, the newest of the functions here."""
+
 
 def _mapped(name: str) -> None:
     @converter(name)
     def convert(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, Any]) -> Any:
         """TVM's calls the C library for every element."""
-        if not _floats_at_run_time(inputs, values) or attrs.get("approximate", b"none") != b"none":
-            return _standard(name, bb, inputs, attrs)
-        return float_calls.emit(bb, "function", {"function": name}, inputs, shape_of(inputs[0]))
+        mode = attrs.get("approximate", b"none").decode()
+        function = name if mode == "none" else f"{name}:{mode}"
+        if not _floats_at_run_time(inputs, values) or function not in float_functions.FUNCTIONS:
+            return _standard(name, bb, inputs, attrs, GELU_OPSET)
+        return float_calls.emit(bb, "function", {"function": function}, inputs, shape_of(inputs[0]))
 
 
 for _name in float_functions.FUNCTIONS:
-    _mapped(_name)
+    if ":" not in _name:
+        _mapped(_name)
 
 
 @converter("Concat")

@@ -159,7 +159,10 @@ class Layout:
         if node.op_type in ELEMENTWISE:
             return all(self._fits(name) for name in node.input if name)
         rule = _NATIVE.get(node.op_type)
-        return rule is not None and len(self.types[node.input[0]].shape) == 4 and rule(self, node, attrs)
+        if rule is None:
+            return False
+        kind = self.types.get(node.input[0])  # nothing known: refused later, with the reason
+        return kind is not None and len(kind.shape) == 4 and rule(self, node, attrs)
 
     def _fits(self, name: str) -> bool:
         if name in self.constants:

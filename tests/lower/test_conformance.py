@@ -12,6 +12,7 @@ from xnorc.errors import UnsupportedError
 from xnorc.lower.build import lower
 
 from .conformance import ROOT, introduction, measure, table
+from .conformance_cases import node_forms
 from .harness import run_on_host
 
 
@@ -61,3 +62,10 @@ def test_what_is_not_claimed_is_refused(op, outputs, attrs, reason):
     model = infer_shapes(golden.small_model([node], feeds, outputs, initializers=constants))
     with pytest.raises(UnsupportedError, match=reason):
         lower(model, targets.get("host"), "m")
+
+
+def test_a_tensor_of_unknown_shape_is_refused():
+    form = node_forms("test_group_normalization_example_expanded")[0]
+    assert form.model is not None
+    with pytest.raises(UnsupportedError, match="is no tensor at run time"):
+        lower(form.model, targets.get("host"), "m")

@@ -1,4 +1,4 @@
-"""Functions of one number, a vector at a time: exp, sigmoid, tanh, erf and Gelu in float32 without calls of the C library.
+"""exp, sigmoid, tanh, erf and both forms of Gelu in float32: a vector at a time, without calls of the C library.
 
 Polynomials and where they hold are stated beside them; their coefficients are least-squares fits, reweighted until the
 largest error is about the least (after C. Lawson, 1961). ``tests/lower/test_float_functions.py`` compares every function
@@ -96,10 +96,17 @@ def gelu(x: Expr, lanes: int) -> Expr:
     return x * _const(0.5, lanes) * (_const(1, lanes) + inner)
 
 
+def gelu_tanh(x: Expr, lanes: int) -> Expr:
+    """x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³))): ONNX's Gelu with ``approximate="tanh"`` (same paper)."""
+    cubic = kept(_const(1, lanes) + x * x * _const(0.044715, lanes), lanes)
+    inner = tanh(kept(x * _const(math.sqrt(2 / math.pi), lanes) * cubic, lanes), lanes)
+    return x * _const(0.5, lanes) * (_const(1, lanes) + inner)
+
+
 FUNCTIONS: dict[str, Callable[[Expr, int], Expr]] = {
-    "Erf": erf, "Exp": exp, "Gelu": gelu, "Sigmoid": sigmoid, "Tanh": tanh,
+    "Erf": erf, "Exp": exp, "Gelu": gelu, "Gelu:tanh": gelu_tanh, "Sigmoid": sigmoid, "Tanh": tanh,
 }  # fmt: skip
-"""By the name of the ONNX operator."""
+"""By the name of the ONNX operator, and what it approximates by."""
 
 _TASK = 4096
 """Elements of a task."""
