@@ -19,6 +19,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 DTYPES = {"float32": 4, "int8": 1, "uint8": 1, "int32": 4, "int64": 8, "bool": 1, "float16": 2}
 """Element types of a device's tensors, with their sizes in bytes."""
+FLOATS = ("float32", "float16")
+"""Those of numbers that may differ within a bound; all others are compared bit for bit."""
 KINDS = ("integer", "float", "mixed")
 MAX_RANK = 8
 MAX_TENSOR_BYTES = 1 << 32

@@ -20,11 +20,11 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import manifest as _manifest
 from .errors import DeviceError, InputError, ModelError, PackageError
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from .runtimes.bench import BenchResult
     from .runtimes.result import ValidationResult
+
+Choice = TypeVar("Choice")
 
 MODEL, PACKED, REPORT, GOLDEN, RUNNER = "model.onnx", "packed.onnx", "report.json", "golden/golden.npz", "lib/runner"
 RTL = "rtl/accelerator.v"
@@ -111,20 +113,17 @@ class Package:
         entries = {entry.key: entry.value for entry in self.packed().metadata_props}
         from .passes import Int8Input, Options, optimize
 
-        try:
-            layers = json.loads(entries.get("xnorc.int8", "{}")).items()
-            int8 = {str(node): Int8Input(float(scale)) for node, scale in layers}
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise PackageError(f"package '{self.path}': xnorc.int8 of {PACKED} is damaged") from error
-        try:
-            sums = json.loads(entries.get("xnorc.shortcuts", "{}")).items()
-            shortcuts = {str(node): int(place) for node, place in sums}
-            if any(place not in (0, 1) for place in shortcuts.values()):
-                raise ValueError("a sum has two operands")
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise PackageError(f"package '{self.path}': xnorc.shortcuts of {PACKED} is damaged") from error
+        int8 = self._choices(entries, "xnorc.int8", lambda scale: Int8Input(float(scale)))
+        shortcuts = self._choices(entries, "xnorc.shortcuts", (0, 1).index)
         passes = ("tidy.fold_constants", "fixed.int8_layers", "fixed.half_shortcuts")
         return optimize(model, Options(int8=int8, shortcuts=shortcuts), passes=passes).model
+
+    def _choices(self, entries: dict[str, str], key: str, value: Callable[[Any], Choice]) -> dict[str, Choice]:
+        """What metadata of the packed model says of some of the model's nodes; ``value`` raises for what cannot be."""
+        try:
+            return {str(node): value(given) for node, given in json.loads(entries.get(key, "{}")).items()}
+        except (ValueError, TypeError, LookupError, OverflowError, AttributeError, RecursionError) as error:
+            raise PackageError(f"package '{self.path}': {key} of {PACKED} is damaged") from error
 
     def report(self) -> dict[str, Any]:
         """What the passes did, node by node."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..opset import REGISTRY, TensorType, pack_bits, unpack_bits
 from ..opset._codes import convolution
-from ..opset.integer import convolve
+from ..opset._windows import convolve
 from ..opset.levels import level_index
 from .bound_rules import FLUSH, NOTHING, Error, gamma
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..manifest import FLOATS
 from .result import LayerCheck, ValidationResult
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def summary(result: ValidationResult) -> object:
     from rich.panel import Panel
 
     end = result.end_to_end
-    integer = [layer for layer in result.layers if layer.dtype not in ("float32", "float16")]
-    floats = [layer for layer in result.layers if layer.dtype in ("float32", "float16")]
+    integer = [layer for layer in result.layers if layer.dtype not in FLOATS]
+    floats = [layer for layer in result.layers if layer.dtype in FLOATS]
     lines = [
         f"integer layers equal   {sum(layer.ok for layer in integer)} of {len(integer)}",
         f"float layers in bound  {sum(layer.ok for layer in floats)} of {len(floats)}",

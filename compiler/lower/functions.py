@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import te, tirx
@@ -42,40 +42,41 @@ def concat(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, A
     return float_calls.emit(bb, "concat", {"runs": [math.prod(shape[axis:]) for shape in shapes]}, inputs, whole)
 
 
+def _computed(bb: Any, x: Any, name: str, function: Callable[[Any, Any], Any]) -> Any:
+    """``function(x, e^-|x|)``, element by element."""
+    if dtype_of(x) != "float32":
+        raise ValueError("only float32 is computed")
+
+    def compute(given: te.Tensor) -> te.Tensor:
+        def at(*index: Any) -> Any:
+            value = given(*index)
+            return function(value, te.exp(-te.abs(value)))
+
+        return te.compute(given.shape, at, name=name)
+
+    return bb.emit_te(compute, x, primfunc_name_hint=name)
+
+
 @converter("Mish")
 def mish(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, Any]) -> Any:
     """TVM's loses every digit below about -16, where ``1 + exp(x)`` is 1. With e = exp(-|x|), tanh(ln(1 + exp(x))) is
     (1 + 2e) / (1 + 2e + 2e²) for x >= 0 and e(e + 2) / (e(e + 2) + 2) for x < 0: neither overflows nor cancels."""
-    if dtype_of(inputs[0]) != "float32":
-        raise ValueError("only float32 is computed")
 
-    def compute(x: te.Tensor) -> te.Tensor:
-        def at(*index: Any) -> Any:
-            value = x(*index)
-            small = te.exp(-te.abs(value))
-            above, below = 1 + 2 * small, small * (small + 2)
-            return value * te.if_then_else(value >= 0, above / (above + 2 * small * small), below / (below + 2))
+    def function(value: Any, small: Any) -> Any:
+        above, below = 1 + 2 * small, small * (small + 2)
+        return value * te.if_then_else(value >= 0, above / (above + 2 * small * small), below / (below + 2))
 
-        return te.compute(x.shape, at, name="mish")
-
-    return bb.emit_te(compute, inputs[0], primfunc_name_hint="mish")
+    return _computed(bb, inputs[0], "mish", function)
 
 
 @converter("Softplus")
 def softplus(bb: Any, inputs: list[Any], values: Sequence[Any], attrs: dict[str, Any]) -> Any:
     """TVM's loses digits below about -7 and has none left below -16, where ``1 + exp(x)`` is 1. Here the logarithm of
     the rounded u = 1 + e is corrected by e / (u - 1)."""
-    if dtype_of(inputs[0]) != "float32":
-        raise ValueError("only float32 is computed")
 
-    def compute(x: te.Tensor) -> te.Tensor:
-        def at(*index: Any) -> Any:
-            value = x(*index)
-            small = te.exp(-te.abs(value))
-            rounded = tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", 1 + small)
-            log1p = te.if_then_else(rounded == 1, small, te.log(rounded) * (small / (rounded - 1)))
-            return te.max(value, 0) + log1p
+    def function(value: Any, small: Any) -> Any:
+        rounded = tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", 1 + small)
+        log1p = te.if_then_else(rounded == 1, small, te.log(rounded) * (small / (rounded - 1)))
+        return te.max(value, 0) + log1p
 
-        return te.compute(x.shape, at, name="softplus")
-
-    return bb.emit_te(compute, inputs[0], primfunc_name_hint="softplus")
+    return _computed(bb, inputs[0], "softplus", function)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ._windows import convolve
 from .base import Attrs, Operator, TensorType, register
 from .bits import packed_bytes, unpack_bits
 from .conv import conv_output_size
@@ -203,21 +204,10 @@ class BitSerialConv(Operator):
         """See the class."""
         packed, w_packed = inputs
         out = cls.infer([TensorType.of(packed), TensorType.of(w_packed)], attrs)
-        channels, group = attrs["channels"], attrs["group"]
+        channels = attrs["channels"]
         x = activation_values(unpack_bits(packed, channels), attrs)
-        w = weight_values(unpack_bits(w_packed, channels // group), attrs)
-        top, left, bottom, right = attrs["pads"]
-        x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-        (sh, sw), (dh, dw) = attrs["strides"], attrs["dilations"]
-        n, oh, ow, _ = out.shape
-        x = x.reshape(*x.shape[:3], group, channels // group)
-        w = w.reshape(group, -1, *w.shape[1:])
-        acc = np.zeros((n, oh, ow, group, w.shape[1]), np.int64)
-        for i in range(w.shape[2]):
-            for j in range(w.shape[3]):
-                window = x[:, i * dh :, j * dw :][:, : (oh - 1) * sh + 1 : sh, : (ow - 1) * sw + 1 : sw]
-                acc += np.einsum("nhwgc,goc->nhwgo", window, w[:, :, i, j], dtype=np.int64)
-        return acc.reshape(out.shape).astype(np.int32)
+        w = weight_values(unpack_bits(w_packed, channels // attrs["group"]), attrs)
+        return convolve(x, w, out, attrs, np.int64).astype(np.int32)
 
 
 @register

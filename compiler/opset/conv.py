@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ._windows import convolve
 from .base import Attrs, Operator, TensorType, register
 from .bits import packed_bytes, to_signs
 from .pack import NCHW_PADS, UNPACK_LAST_AXIS, UNPACK_WEIGHTS
@@ -107,18 +108,7 @@ class BinaryConv(Operator):
         """See the class."""
         x_packed, w_packed = inputs
         out = cls.infer([TensorType.of(x_packed), TensorType.of(w_packed)], attrs)
-        channels, group = attrs["channels"], attrs["group"]
+        channels = attrs["channels"]
         x = to_signs(x_packed, channels)
-        w = to_signs(w_packed, channels // group)
-        top, left, bottom, right = attrs["pads"]
-        x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=attrs["pad_value"])
-        (sh, sw), (dh, dw) = attrs["strides"], attrs["dilations"]
-        n, oh, ow, _ = out.shape
-        x = x.reshape(*x.shape[:3], group, channels // group)
-        w = w.reshape(group, -1, *w.shape[1:])
-        acc = np.zeros((n, oh, ow, group, w.shape[1]), np.int32)
-        for i in range(w.shape[2]):
-            for j in range(w.shape[3]):
-                window = x[:, i * dh :, j * dw :][:, : (oh - 1) * sh + 1 : sh, : (ow - 1) * sw + 1 : sw]
-                acc += np.einsum("nhwgc,goc->nhwgo", window, w[:, :, i, j], dtype=np.int32)
-        return acc.reshape(out.shape)
+        w = to_signs(w_packed, channels // attrs["group"])
+        return convolve(x, w, out, attrs, pad_value=attrs["pad_value"])

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ._windows import convolve
 from .base import Attrs, Operator, TensorType, register
 from .conv import conv_output_size
 from .pack import NCHW_PADS
@@ -57,23 +58,6 @@ def conv_type(x: TensorType, w: TensorType, attrs: Attrs) -> TensorType:
     if oh < 1 or ow < 1 or min(attrs["pads"]) < 0:
         raise ValueError(f"the kernel {w.shape[1:3]} is larger than the padded input of x {x.shape}")
     return TensorType((x.shape[0], oh, ow, w.shape[0]), np.dtype(np.int32))
-
-
-def convolve(x: np.ndarray, w: np.ndarray, out: TensorType, attrs: Attrs, dtype: type = np.int32) -> np.ndarray:
-    """The convolution in ``dtype``: ``x`` [N, H, W, C], ``w`` [O, KH, KW, C/group], padded with 0."""
-    group = attrs["group"]
-    top, left, bottom, right = attrs["pads"]
-    (sh, sw), (dh, dw) = attrs["strides"], attrs["dilations"]
-    n, oh, ow, _ = out.shape
-    x = np.pad(x.astype(dtype), ((0, 0), (top, bottom), (left, right), (0, 0)))
-    x = x.reshape(*x.shape[:3], group, -1)
-    w = w.astype(dtype).reshape(group, -1, *w.shape[1:])
-    acc: np.ndarray = np.zeros((n, oh, ow, group, w.shape[1]), dtype)
-    for i in range(w.shape[2]):
-        for j in range(w.shape[3]):
-            window = x[:, i * dh :, j * dw :][:, : (oh - 1) * sh + 1 : sh, : (ow - 1) * sw + 1 : sw]
-            acc += np.einsum("nhwgc,goc->nhwgo", window, w[:, :, i, j], dtype=dtype)
-    return acc.reshape(out.shape)
 
 
 def gemm_type(x: TensorType, w: TensorType) -> TensorType:

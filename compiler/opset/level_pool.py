@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ._windows import taps
 from .base import Attrs, Operator, TensorType, register
 from .bits import pack_bits
 from .levels import MAX_PLANES
@@ -24,7 +25,7 @@ class LevelMaxPool(Operator):
 
     name = "LevelMaxPool"
     inputs = ("x", "flip")
-    attributes = {"kernel_shape": list, "strides": list, "dilations": list, "pads": list}
+    attributes = BinaryMaxPool.attributes
     body = (
         "    packed = BitwiseXor (x, flip)\n"
         + UNPACK_LAST_AXIS
@@ -69,13 +70,5 @@ class LevelMaxPool(Operator):
         _, _, oh, ow, _ = cls.infer([TensorType.of(x), TensorType.of(flip)], attrs).shape
         bits = np.unpackbits(x ^ flip, axis=-1, bitorder="little")
         code = np.tensordot(1 << np.arange(len(x)), bits.astype(np.int64), 1)
-        top, left, bottom, right = attrs["pads"]
-        code = np.pad(code, ((0, 0), (top, bottom), (left, right), (0, 0)))
-        (kh, kw), (sh, sw), (dh, dw) = attrs["kernel_shape"], attrs["strides"], attrs["dilations"]
-        taps = [
-            code[:, i * dh :, j * dw :][:, : (oh - 1) * sh + 1 : sh, : (ow - 1) * sw + 1 : sw]
-            for i in range(kh)
-            for j in range(kw)
-        ]
-        best = np.max(taps, axis=0)
+        best = np.max([under for _, _, under in taps(code, attrs["kernel_shape"], (oh, ow), attrs)], axis=0)
         return np.stack([pack_bits((best >> plane) & 1) for plane in range(len(x))]) ^ flip

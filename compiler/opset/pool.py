@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ._windows import taps
 from .base import Attrs, Operator, TensorType, register
 from .conv import conv_output_size
 from .pack import NCHW_PADS, UNPACK_LAST_AXIS
@@ -81,12 +82,7 @@ class BinaryMaxPool(Operator):
         """See the class."""
         x, flip = inputs
         out = cls.infer([TensorType.of(x), TensorType.of(flip)], attrs)
-        top, left, bottom, right = attrs["pads"]
-        x = np.pad(x ^ flip, ((0, 0), (top, bottom), (left, right), (0, 0)))
-        (kh, kw), (sh, sw), (dh, dw) = attrs["kernel_shape"], attrs["strides"], attrs["dilations"]
-        _, oh, ow, _ = out.shape
         y = np.zeros(out.shape, np.uint8)
-        for i in range(kh):
-            for j in range(kw):
-                y |= x[:, i * dh :, j * dw :][:, : (oh - 1) * sh + 1 : sh, : (ow - 1) * sw + 1 : sw]
+        for _, _, under in taps(x ^ flip, attrs["kernel_shape"], out.shape[1:3], attrs):
+            y |= under
         return y ^ flip

@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from ._fixed import Overflow, Rounding, limit, shift_round
+from ._windows import convolve
 from .base import Attrs, TensorType, register
-from .integer import CONVOLVE, IntegerProduct, conv_type, convolve, gemm_type
+from .integer import CONVOLVE, IntegerProduct, conv_type, gemm_type
 
 MOST_SHIFT = 7
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..manifest import FLOATS
+
 WIDTH = 1040
 ROW = 30
 """Height of a row of the table of steps, and of the piece of the graph beside it."""
@@ -82,7 +84,7 @@ def memory(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
                 "y": round(_TOP + _HEIGHT - entry["offset"] * down - height, 1),
                 "width": round(width, 1),
                 "height": round(height, 1),
-                "kind": "float" if tensor["dtype"] in ("float32", "float16") else "integer",
+                "kind": "float" if tensor["dtype"] in FLOATS else "integer",
                 "label": _fitting(label, width) if height >= 15 else "",
                 "title": f"{name}: {tensor['dtype']} {shape}, {entry['bytes']:,} bytes at {entry['offset']:,}, "
                 f"step {first + 1} to {last + 1}",

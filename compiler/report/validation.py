@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..manifest import FLOATS
 from .text import short
 
 MAX_ROWS = 1000
@@ -47,8 +48,8 @@ def view(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tiles(layers: list[Mapping[str, Any]], end: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The numbers of the banner, each with what it counts."""
-    floats = [layer.get("ok") is True for layer in layers if layer.get("dtype") in ("float32", "float16")]
-    integers = [layer.get("ok") is True for layer in layers if layer.get("dtype") not in ("float32", "float16")]
+    floats = [layer.get("ok") is True for layer in layers if layer.get("dtype") in FLOATS]
+    integers = [layer.get("ok") is True for layer in layers if layer.get("dtype") not in FLOATS]
     tiles = []
     if integers:
         tiles.append((f"{sum(integers)} of {len(integers)}", "integer layers equal, bit for bit"))

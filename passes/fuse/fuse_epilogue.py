@@ -99,11 +99,11 @@ def path_of(graph: gs.Graph, ctx: Context, anchor: gs.Node) -> list[gs.Node]:
         path.append(node)
         value = node.outputs[0]
         following = only_consumer(graph, value)
-        node = following if following is not None and _is_step(following, value, first, below) else None
+        node = following if following is not None and is_step(following, value, first, below) else None
     return path
 
 
-def _is_step(node: gs.Node, value: gs.Tensor, channels_first: bool, below: set[int]) -> bool:
+def is_step(node: gs.Node, value: gs.Tensor, channels_first: bool, below: set[int]) -> bool:
     """Whether an epilogue can do ``node`` to ``value``, whose channel axis is 1 or the last."""
     if node.domain:
         return False

@@ -7,13 +7,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from ...opset import VIEWS
 from ..base import Context, Pass, add_constant, add_node, constant, is_output, only_consumer, static_shape
 from ..chain import is_anchor, per_channel
 from ..graph import remove_node
-from .fuse_epilogue import path_of
-
-_ALONE = frozenset({"Relu", "LeakyRelu", "Clip"})
-_WITH_CONSTANT = frozenset({"Add", "Sub", "Mul", "Div", "PRelu"})
+from .fuse_epilogue import is_step, path_of
 
 
 class SplitConcat(Pass):
@@ -30,13 +28,15 @@ class SplitConcat(Pass):
 
     def run(self, graph: gs.Graph, ctx: Context) -> bool:
         """See the class."""
-        ends = {
-            id(path[-1].outputs[0]) for node in graph.nodes if is_anchor(node) and (path := path_of(graph, ctx, node))
-        }
+        concats = [
+            node
+            for node in graph.nodes
+            if node.op == "Concat" and not node.domain and node.attrs["axis"] % len(static_shape(node.outputs[0])) == 1
+        ]
+        paths = [path_of(graph, ctx, node) for node in graph.nodes if concats and is_anchor(node)]
+        ends = {id(path[-1].outputs[0]) for path in paths if path}
         changed = False
-        for node in list(graph.nodes):
-            if node.op != "Concat" or node.domain or node.attrs["axis"] % len(static_shape(node.outputs[0])) != 1:
-                continue
+        for node in concats:
             if all(id(part) in ends and only_consumer(graph, part) is node for part in node.inputs):
                 changed |= _split(graph, ctx, node)
         return changed
@@ -47,7 +47,9 @@ def _split(graph: gs.Graph, ctx: Context, concat: gs.Node) -> bool:
     steps: list[gs.Node] = []
     value = concat.outputs[0]
     while (
-        not is_output(graph, value) and (following := only_consumer(graph, value)) and _is_step(following, value, shape)
+        not is_output(graph, value)
+        and (following := only_consumer(graph, value))
+        and _is_constant_step(following, value, shape)
     ):
         steps.append(following)
         value = following.outputs[0]
@@ -71,18 +73,12 @@ def _split(graph: gs.Graph, ctx: Context, concat: gs.Node) -> bool:
     return True
 
 
-def _is_step(node: gs.Node, value: gs.Tensor, shape: tuple[int, ...]) -> bool:
-    others = [x for x in node.inputs if x is not value and not x.is_empty()]
-    values = [constant(x) for x in others]
-    if node.domain or len(others) + 1 != len([x for x in node.inputs if not x.is_empty()]):
+def _is_constant_step(node: gs.Node, value: gs.Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether an epilogue takes ``node`` and its other operands are constants, of one value or one per channel."""
+    if node.op in VIEWS or static_shape(node.outputs[0]) != shape or not is_step(node, value, True, set()):
         return False
-    if static_shape(node.outputs[0]) != shape or any(found is None for found in values):
-        return False
-    if node.op in _ALONE:
-        return all(found is not None and found.size == 1 for found in values)
-    if node.op not in _WITH_CONSTANT or (node.op in ("Div", "PRelu") and node.inputs[0] is not value):
-        return False
-    return all(found is not None and per_channel(found, shape, 1) is not None for found in values)
+    others = [constant(x) for x in node.inputs if x is not value and not x.is_empty()]
+    return all(found is not None and per_channel(found, shape, 1) is not None for found in others)
 
 
 def _cut(ctx: Context, step: gs.Node, operand: gs.Tensor, shape: tuple[int, ...], start: int, end: int) -> gs.Tensor:

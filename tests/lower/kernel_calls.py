@@ -135,7 +135,7 @@ def with_copies(rng: np.random.Generator, job: Job, kept: bool) -> Job:
         PackedCopy(few[:1], flip),
         PackedCopy(few, flip, (0, 1, 3, 2), 2),
         PackedCopy(zero, np.zeros(1, np.uint8)),
-        PackedCopy(np.concatenate([zero, zero + 1]), np.ones(1, np.uint8) * 0, (3, 0, 5), 3),
+        PackedCopy(np.concatenate([zero, zero + 1]), np.zeros(1, np.uint8), (3, 0, 5), 3),
     )
     copies = tuple(copies[i] for i in rng.permutation(4)[: rng.integers(1, 4)])
     call = job.call

@@ -16,8 +16,7 @@ from tvm.tirx.script import builder as T
 
 from ...opset import unpack_bits
 from ..kernel import KernelCall
-from .common import Expr, Flat, Function, broadcast, cast, constant_input, number, typed
-from .outputs import apart
+from .common import Expr, Flat, Function, apart, broadcast, cast, constant_input, number, typed
 
 RUN = 8
 """Steps whose bytes lie together."""

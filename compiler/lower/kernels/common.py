@@ -269,3 +269,17 @@ def bytes_of_flags(flags: np.ndarray) -> np.ndarray:
 def elements(kind: TensorType) -> int:
     """Number of elements of a tensor."""
     return math.prod(kind.shape)
+
+
+def kept(value: Expr, lanes: int) -> Expr:
+    """``value``, to be used several times. Unlike one bound to a name it is never written out in each of its uses by TVM's
+    passes: long chains of polynomials would grow beyond measure. LLVM keeps it in a register all the same."""
+    cell = scratch(lanes, "float32")
+    cell.store(0, value, lanes)
+    return cell.load(0, lanes)
+
+
+def apart(value: Expr, lanes: int) -> Expr:
+    """``value``, rounded to float32 here: LLVM may not fuse what made it with what uses it (into a multiply-add)."""
+    suffix = "f32" if lanes == 1 else f"v{lanes}f32"
+    return intrinsic("float32" if lanes == 1 else f"float32x{lanes}", f"llvm.arithmetic.fence.{suffix}", value)

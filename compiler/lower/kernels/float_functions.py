@@ -14,8 +14,8 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
-from .common import Expr, elements, function, number, outer_loop, typed
-from .float_rows import exponential, kept
+from .common import Expr, elements, function, kept, number, outer_loop, typed
+from .float_rows import exponential
 
 _ERF_MIDDLE = 0.921875
 _ERF_END = 4.0

@@ -14,7 +14,21 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
-from .common import Expr, Flat, broadcast, elements, function, intrinsic, number, outer_loop, scratch, shuffle, typed
+from .common import (
+    Expr,
+    Flat,
+    apart,
+    broadcast,
+    elements,
+    function,
+    intrinsic,
+    kept,
+    number,
+    outer_loop,
+    scratch,
+    shuffle,
+    typed,
+)
 
 AT_ONCE = 4
 """Vectors of a row that are under way together."""
@@ -32,14 +46,6 @@ _EXP = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 """Taylor's series, whose rest is below 2^-26 for |f| ≤ ln 2 / 2 (f^8 / 8! ≤ 2^-27.5): less than half an ulp."""
 
 
-def kept(value: Expr, lanes: int) -> Expr:
-    """``value``, to be used several times. Unlike one bound to a name it is never written out in each of its uses by TVM's
-    passes: long chains of polynomials would grow beyond measure. LLVM keeps it in a register all the same."""
-    cell = scratch(lanes, "float32")
-    cell.store(0, value, lanes)
-    return cell.load(0, lanes)
-
-
 def exponential(x: Expr, lanes: int, any_sign: bool = False) -> Expr:
     """exp(x) for x ≤ 0 (or NaN), or for any x, within 4 ulp; 0 where it is less than 2^-126.
 
@@ -54,7 +60,7 @@ def exponential(x: Expr, lanes: int, any_sign: bool = False) -> Expr:
     held = kept(tirx.Select(below, const(_LEAST), x), lanes)
     if any_sign:
         held = kept(tirx.Select(held > const(_MOST), const(_MOST), held), lanes)
-    lifted = kept(_fence(held * const(_LOG2_E) + const(_LIFT), lanes), lanes)
+    lifted = kept(apart(held * const(_LOG2_E) + const(_LIFT), lanes), lanes)
     n = kept(lifted - const(_LIFT), lanes)
     f = kept(held - n * const(_LN2_HIGH), lanes)
     f = kept(f - n * const(_LN2_LOW), lanes)
@@ -69,11 +75,6 @@ def exponential(x: Expr, lanes: int, any_sign: bool = False) -> Expr:
         y = tirx.Select(above, y + y, y)
     power = tirx.reinterpret(typed("float32", lanes), (bits << number(23, "int32", lanes)) + bias)
     return kept(tirx.Select(below, const(0), y * power), lanes)
-
-
-def _fence(value: Expr, lanes: int) -> Expr:
-    suffix = "f32" if lanes == 1 else f"v{lanes}f32"
-    return intrinsic(typed("float32", lanes), f"llvm.arithmetic.fence.{suffix}", value)
 
 
 class _Row:

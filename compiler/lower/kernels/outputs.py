@@ -21,12 +21,12 @@ from .common import (
     Expr,
     Flat,
     Function,
+    apart,
     broadcast,
     bytes_of,
     bytes_of_flags,
     cast,
     elements,
-    intrinsic,
     number,
     pieces,
     shuffle,
@@ -285,12 +285,6 @@ class Output:
 def part(vector: Expr, first: int, lanes: int) -> Expr:
     """Lanes ``first`` to ``first + lanes`` of a vector of 8."""
     return vector if lanes == CHANNELS else shuffle([vector], range(first, first + lanes))
-
-
-def apart(value: Expr, lanes: int) -> Expr:
-    """``value``, rounded to float32 here: LLVM may not fuse what made it with what uses it (into a multiply-add)."""
-    suffix = "f32" if lanes == 1 else f"v{lanes}f32"
-    return intrinsic("float32" if lanes == 1 else f"float32x{lanes}", f"llvm.arithmetic.fence.{suffix}", value)
 
 
 def apply(op: str, v: Expr, p: Expr, q: Expr, lanes: int) -> Expr:

@@ -13,10 +13,9 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
-from .common import Expr, cast, constant_input, elements, function, number, outer_loop, pieces
+from .common import Expr, apart, cast, constant_input, elements, function, number, outer_loop, pieces
 from .elementwise import Axis, merge, places, strides
 from .fixed import RUN, VECTOR
-from .outputs import apart
 from .quantize_rows import ROUND
 
 SCALAR_FACTOR = 2.0**100

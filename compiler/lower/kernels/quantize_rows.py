@@ -8,8 +8,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
-from .common import PARALLEL_WORK, Expr, broadcast, cast, elements, function, number, outer_loop, pieces
-from .outputs import apart
+from .common import PARALLEL_WORK, Expr, apart, broadcast, cast, elements, function, number, outer_loop, pieces
 
 ROUND = 12582912.0
 """1.5·2^23: added and taken away again, it rounds what is small beside it to an integer, ties to even."""

@@ -10,10 +10,9 @@ from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
 from .codes import Decoder
-from .common import Expr, cast, constant_input, function
+from .common import Expr, apart, cast, constant_input, function
 from .float_product import Tile, choose_tile
 from .low_bit import Panel, chunk_steps, columns_first, decode_columns, product
-from .outputs import apart
 
 
 def lay_out(call: KernelCall, tile: Tile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
