@@ -28,8 +28,7 @@ def numbers_in(flow: Flow, factors: tuple[int, ...]) -> Numbers:
     """What the elements of a stream of integers mean beside weights of planes with ``factors``."""
     if flow.step != 1:
         raise NotOnFpga(f"its input comes times {flow.step}")
-    least = -(1 << (flow.bits - 1)) if flow.signed else 0
-    return Numbers(flow.bits, 1, least, factors, True, flow.signed)
+    return Numbers(flow.bits, 1, flow.ends[0], factors, True, flow.signed)
 
 
 def planes_of(weights: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -80,24 +79,19 @@ def sums_of(weights: np.ndarray, flow: Flow) -> Accumulator:
     return Accumulator(numbers_in(flow, factors), planes)
 
 
-def products(reader: Reader, anchor: int, weights: np.ndarray, flow: Flow) -> list[Stage]:
-    """The stages of integer weights ``[M, K]`` behind vectors of ``flow``, and of the epilogue if there is one."""
+def products(reader: Reader, anchor: int, weights: np.ndarray, flow: Flow) -> tuple[list[Stage], dict[str, Any]]:
+    """The stages of integer weights ``[M, K]`` behind vectors of ``flow``, and of the epilogue if there is one; and what
+    their result means."""
     sums = sums_of(weights, flow)
     names = tuple(node.name for node in reader.nodes)
     ends = reader.nodes[-1].op_type == "FixedRescale"
     made = sums.stages(reader.name, names[: anchor + 1] if ends else names, flow)
-    if ends:
-        scaling, offset = scaling_of(reader), sums.offsets[0]
-        scaling = replace(scaling, mul=scaling.mul * sums.slope, add=scaling.add + scaling.mul * offset)
-        made.append(rescale(f"{reader.name}_rescale", names[anchor + 1 :], made[-1].result, scaling))
-    return made
-
-
-def meaning_of(reader: Reader, weights: np.ndarray, flow: Flow, made: list[Stage]) -> dict[str, Any]:
-    """What the result of ``products`` means."""
-    if reader.nodes[-1].op_type == "FixedRescale":
-        return whole(made[-1].result)
-    return sums_of(weights, flow).meaning()
+    if not ends:
+        return made, sums.meaning()
+    scaling, offset = scaling_of(reader), sums.offsets[0]
+    scaling = replace(scaling, mul=scaling.mul * sums.slope, add=scaling.add + scaling.mul * offset)
+    made.append(rescale(f"{reader.name}_rescale", names[anchor + 1 :], made[-1].result, scaling))
+    return made, whole(made[-1].result)
 
 
 def gemm(reader: Reader) -> Layer:
@@ -121,8 +115,8 @@ def gemm(reader: Reader) -> Layer:
             flow = replace(flow, height=1, width=1, channels=kept.shape[1])
         if flow.channels != kept.shape[1]:
             raise NotOnFpga("its rows are not those of the layer before")
-        found = products(reader, anchor, kept, flow)
-        made.update(meaning_of(reader, kept, flow, found))
+        found, meaning = products(reader, anchor, kept, flow)
+        made.update(meaning)
         return found, found[-1].result
 
     return reader.layer(stages, made, macs_of=reader.nodes[anchor])
@@ -147,8 +141,8 @@ def conv(reader: Reader) -> Layer:
         if (flow.height, flow.width, flow.channels) != given.shape[1:]:
             raise NotOnFpga("its input is not the map of the layer before")
         windows = Flow(*sliding.out, columns, flow.bits, flow.signed, flow.step)
-        found = products(reader, 0, flat, windows)
-        made.update(meaning_of(reader, flat, windows, found))
+        found, meaning = products(reader, 0, flat, windows)
+        made.update(meaning)
         found = windowed(reader.name, (reader.anchor.name,), flow, windows, sliding, found)
         return found, found[-1].result
 
@@ -171,10 +165,9 @@ def pool(reader: Reader) -> Layer:
         flow = flows[0]
         if flow is None or (flow.channels, flow.height, flow.width) != given[1:]:
             raise NotOnFpga("there is no layer before it")
-        least = -(1 << (flow.bits - 1)) if flow.signed else 0
         shape = (1, flow.height, flow.width)
         kernel = tuple(attrs["kernel_shape"])
-        sliding = replace(sliding_of(shape, flow.channels, kernel, attrs, 0), fills=(least,) * flow.channels)
+        sliding = replace(sliding_of(shape, flow.channels, kernel, attrs, 0), fills=(flow.ends[0],) * flow.channels)
         found, result = largest_of(reader.name, (node.name,), flow, sliding, np.zeros(flow.channels, np.int64))
         made.update(whole(result))
         return found, result
@@ -230,5 +223,5 @@ def join(reader: Reader) -> Layer:
 
 
 def _ends(flow: Flow) -> tuple[int, int]:
-    low, high = (-(1 << (flow.bits - 1)), (1 << (flow.bits - 1)) - 1) if flow.signed else (0, (1 << flow.bits) - 1)
+    low, high = flow.ends
     return min(low * flow.step, high * flow.step), max(low * flow.step, high * flow.step)

@@ -228,7 +228,8 @@ class Reader:
     def pool(self) -> Layer:
         """Max-pooling: a unit of its own for bits in windows side by side, else a window unit and the largest of each."""
         attrs, flip = self.attrs[0], np.unpackbits(self.constant(self.anchor, 1), bitorder="little")
-        kernel, pads = tuple(attrs["kernel_shape"]), tuple(int(pad) for pad in attrs["pads"])
+        high, wide = (int(size) for size in attrs["kernel_shape"])
+        kernel, pads = (high, wide), tuple(int(pad) for pad in attrs["pads"])
         if list(attrs["dilations"]) != [1, 1]:
             raise NotOnFpga(f"it has the dilations {list(attrs['dilations'])}: only [1, 1]")
         shape, name = self.types[self.anchor.input[0]].shape, (self.anchor.name,)
@@ -241,9 +242,9 @@ class Reader:
             own = flip[: flow.channels].astype(np.int64)
             if apart:
                 result = Flow(flow.height // kernel[0], flow.width // kernel[1], flow.channels)
-                return [Pool(self.name, name, flow, result, kernel, own)], result  # type: ignore[arg-type]
+                return [Pool(self.name, name, flow, result, kernel, own)], result
             # A padded element never wins: it is the least, or the largest where the least is wanted.
-            sliding = sliding_of(given, flow.channels, kernel, attrs, 0)  # type: ignore[arg-type]
+            sliding = sliding_of(given, flow.channels, kernel, attrs, 0)
             sliding = replace(sliding, fills=tuple((own * ((1 << planes) - 1)).tolist()))
             return largest_of(self.name, name, flow, sliding, own)
 

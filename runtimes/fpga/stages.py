@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...opset._fixed import bounds
 from .units.compare import Steps
 from .units.matvec import Product
 from .units.rescale import Rescaling
@@ -44,6 +45,11 @@ class Flow:
     def frame_bits(self) -> int:
         """Bits of one image."""
         return self.pixels * self.channels * self.bits
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The least and the greatest element that its bits hold."""
+        return bounds(self.bits, self.signed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +211,6 @@ def compute(stages: Sequence[Stage], x: np.ndarray) -> np.ndarray:
         flows = [stage.source, *([stage.other] if isinstance(stage, Join) else [])]
         maps = [v.reshape(f.height, f.width, f.channels) for v, f in zip(given, flows, strict=True)]
         results[number] = found = stage.reference(*maps)
-        end = stage.result
-        low, high = (-(1 << (end.bits - 1)), 1 << (end.bits - 1)) if end.signed else (0, 1 << end.bits)
-        assert low <= found.min() and found.max() < high, stage.name
+        low, high = stage.result.ends
+        assert low <= found.min() and found.max() <= high, stage.name
     return results[len(stages) - 1]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from .fifo import Fifo
-from .steady import later
+from .steady import collect, later
 
 
 class Fork(wiring.Component):
@@ -82,11 +81,7 @@ class Join(wiring.Component):
             made.append(total)
         done = Signal(2)
         m.d.sync += done.eq(Cat(taken, done[0]))
-        m.submodules.results = fifo = Fifo(len(self.output.payload), 8)
-        m.d.comb += [fifo.input.payload.eq(Cat(*made)), fifo.input.valid.eq(done[1])]
-        wiring.connect(m, wiring.flipped(self.output), fifo.output)
-        room, freed = Signal(range(fifo.depth + 1), init=fifo.depth), self.output.valid & self.output.ready
-        m.d.sync += [room.eq(Mux(taken, Mux(freed, room, room - 1), Mux(freed, room + 1, room))), ready.eq(room > 1)]
+        collect(m, self.output, Cat(*made), done[1], taken, ready, 2)
         return m
 
 
@@ -104,15 +99,11 @@ class Shelf(wiring.Component):
         write, read = words.write_port(), words.read_port()
         held, head, tail = Signal(range(self.depth + 1)), Signal(range(self.depth)), Signal(range(self.depth))
         push, go, there, ready = Signal(), Signal(), Signal(), Signal()
-        m.submodules.results = fifo = Fifo(self.width, 8)
         m.d.comb += [
             self.input.ready.eq(held != self.depth), push.eq(self.input.valid & self.input.ready),
             write.addr.eq(head), write.data.eq(self.input.payload), write.en.eq(push),
             read.addr.eq(tail), go.eq((held != 0) & ready),
-            fifo.input.payload.eq(read.data), fifo.input.valid.eq(there),
         ]  # fmt: skip
         m.d.sync += [head.eq(head + push), tail.eq(tail + go), there.eq(go), held.eq(held + push - go)]
-        wiring.connect(m, wiring.flipped(self.output), fifo.output)
-        room, freed = Signal(range(fifo.depth + 1), init=fifo.depth), self.output.valid & self.output.ready
-        m.d.sync += [room.eq(Mux(go, Mux(freed, room, room - 1), Mux(freed, room + 1, room))), ready.eq(room > 1)]
+        collect(m, self.output, read.data, there, go, ready, 1)
         return m

@@ -8,9 +8,9 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from .fifo import Fifo
+from ....opset._fixed import bounds
 from .matvec import LOGIC_DEPTH, Store, rom
-from .steady import later
+from .steady import collect, later
 from .technology import Technology
 from .weigh import bits_of
 
@@ -20,7 +20,7 @@ def result_of(weights: np.ndarray, bits: int, is_signed: bool) -> tuple[int, boo
 
     ``weights``: int64 ``[positions, channels]``; elements of ``bits`` bits, in two's complement where ``is_signed``.
     """
-    least, most = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if is_signed else (0, (1 << bits) - 1)
+    least, most = bounds(bits, is_signed)
     ends = np.stack([weights * least, weights * most])
     return bits_of(int(ends.min(0).sum(0).min()), int(ends.max(0).sum(0).max()))
 
@@ -111,13 +111,7 @@ class Depthwise(wiring.Component):
         m.d.sync += sums.eq(totals)
         done = Signal(self.delay)
         m.d.sync += done.eq(Cat(taken & last, done[:-1]))
-        # The buffer takes two cycles, and room is a cycle old when it is looked at.
-        m.submodules.results = fifo = Fifo(len(self.output.payload), self.delay + 5)
-        m.d.comb += [fifo.input.payload.eq(sums), fifo.input.valid.eq(done[early + 1])]
-        wiring.connect(m, wiring.flipped(self.output), fifo.output)
-        room, spent = Signal(range(fifo.depth + 1), init=fifo.depth), taken & last
-        freed = self.output.valid & self.output.ready
-        m.d.sync += [room.eq(Mux(spent, Mux(freed, room, room - 1), Mux(freed, room + 1, room))), ready.eq(room > 1)]
+        collect(m, self.output, sums, done[early + 1], taken & last, ready, self.delay)
         return m
 
     def _table(self) -> list[int]:

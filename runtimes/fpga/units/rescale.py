@@ -32,7 +32,7 @@ class Rescaling:
 
     def bits(self, width: int, is_signed: bool) -> tuple[int, int, int]:
         """Bits of ``mul``, ``add`` and of ``x · mul + add``, all in two's complement, for x of ``width`` bits."""
-        low, high = (-(1 << (width - 1)), (1 << (width - 1)) - 1) if is_signed else (0, (1 << width) - 1)
+        low, high = bounds(width, is_signed)
         ends = [int(value) for x in (low, high) for value in (x * self.mul + self.add)]
         ends += [int(value) for x in (low, high) for value in x * self.mul]
         return _bits(self.mul.tolist()), _bits(self.add.tolist()), _bits(ends)

@@ -29,14 +29,24 @@ class Steady(wiring.Component):
         result, latency = self.compute(m, self.input.payload, taken)
         done = Signal(max(1, latency), name="done")
         m.d.sync += done.eq(Cat(taken, done[:-1]))
-        # The buffer takes two cycles, and room is a cycle old when it is looked at.
-        m.submodules.results = fifo = Fifo(len(self.output.payload), latency + 5)
-        m.d.comb += [fifo.input.payload.eq(result), fifo.input.valid.eq(done[-1])]
-        wiring.connect(m, wiring.flipped(self.output), fifo.output)
-        room = Signal(range(fifo.depth + 1), init=fifo.depth)
-        freed = self.output.valid & self.output.ready
-        m.d.sync += [room.eq(Mux(taken, Mux(freed, room, room - 1), Mux(freed, room + 1, room))), ready.eq(room > 1)]
+        collect(m, self.output, result, done[-1], taken, ready, latency)
         return m
+
+
+def collect(
+    m: Module, output: wiring.PureInterface, result: Value, there: Value, begun: Value, ready: Signal, latency: int
+) -> None:
+    """A buffer for the results of a datapath of ``latency`` cycles, ``there`` with one of them, and ``output`` behind it.
+
+    ``begun`` while one begins to be made; that is allowed while ``ready``, which is set: then the buffer has room for it.
+    """
+    # The buffer takes two cycles, and room is a cycle old when it is looked at.
+    m.submodules.results = fifo = Fifo(len(output.payload), latency + 5)
+    m.d.comb += [fifo.input.payload.eq(result), fifo.input.valid.eq(there)]
+    wiring.connect(m, wiring.flipped(output), fifo.output)
+    room = Signal(range(fifo.depth + 1), init=fifo.depth)
+    freed = output.valid & output.ready
+    m.d.sync += [room.eq(Mux(begun, Mux(freed, room, room - 1), Mux(freed, room + 1, room))), ready.eq(room > 1)]
 
 
 def later(m: Module, value: Value, name: str, cycles: int = 1) -> Value:
