@@ -58,6 +58,27 @@ class PlainC:
         return tvm.IRModule({gv: _plain_c(func) for gv, func in mod.functions.items()}, attrs=mod.attrs)
 
 
+def _announce(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Put a call of the runtime's ``xnorc_tasks`` in front of every parallel loop: TVM's launch does not say its extent."""
+
+    def announced(loop: tirx.For) -> tirx.Stmt:
+        if loop.kind != tirx.ForKind.PARALLEL:
+            return loop
+        count = tirx.call_extern("int32", "xnorc_tasks", tirx.Cast("int32", loop.extent))
+        return tirx.SeqStmt([tirx.Evaluate(count), loop])
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, announced)))
+
+
+@tvm.transform.module_pass(opt_level=0, name="xnorc.AnnounceTasks")
+class AnnounceTasks:
+    """Module pass: every parallel loop says how many iterations it has."""
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply to every PrimFunc."""
+        return tvm.IRModule({gv: _announce(func) for gv, func in mod.functions.items()}, attrs=mod.attrs)
+
+
 LOWER = [
     s_tir.transform.CanonicalizeLoop(),
     s_tir.transform.LowerInitBlock(),
@@ -81,9 +102,10 @@ LOWER = [
     s_tir.transform.RewriteUnsafeSelect(),
     tirx.transform.CommonSubexprElim(),
     tirx.transform.VerifyMemory(),
+    AnnounceTasks(),
     PlainC(),
 ]
-"""TVM's standard CPU pipeline (``tvm/s_tir/pipeline.py``) without its GPU passes, and with ``PlainC``."""
+"""TVM's standard CPU pipeline (``tvm/s_tir/pipeline.py``) without its GPU passes, and with ``AnnounceTasks`` and ``PlainC``."""
 
 FINISH = [tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()]
 

@@ -32,6 +32,7 @@ typedef struct {
     uint64_t used;
     int exhausted;  /* a kernel asked for more than there was */
     uint32_t team;  /* threads that a launch from this thread may use; 1 inside a launch */
+    int tasks;      /* iterations of the loop that this thread launches next; 0: nobody said */
 } xnorc_i_workspace;
 
 extern XNORC_HIDDEN XNORC_THREAD_LOCAL xnorc_i_workspace xnorc_i_work;
@@ -39,10 +40,18 @@ extern XNORC_HIDDEN XNORC_THREAD_LOCAL xnorc_i_workspace xnorc_i_work;
 /* Threads that xnorc_set_threads asked for. */
 XNORC_HIDDEN uint32_t xnorc_i_threads(void);
 
-/* Where the bytes of records come from and go to. Both functions return 0 on success. */
+/* Have workers that sleep come back: a run is about to begin. */
+XNORC_HIDDEN void xnorc_i_wake(void);
+
+/* Kernels call it before a parallel loop of `count` iterations. Returns 0. */
+XNORC_HIDDEN int xnorc_tasks(int count);
+
+/* Where the bytes of records come from and go to. `read` and `write` return 0 on success. `lend` gives the next bytes where
+ * they lie, to be read only, or NULL where they must be read; it may be NULL itself. */
 typedef struct {
     int (*read)(void *self, void *to, uint64_t bytes);
     int (*write)(void *self, const void *from, uint64_t bytes);
+    const void *(*lend)(void *self, uint64_t bytes);
     void *self;
 } xnorc_i_stream;
 

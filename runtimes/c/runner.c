@@ -202,7 +202,7 @@ static int serve(const xnorc_model *model, xnorc_mode mode, uint32_t threads) {
     header.record_bytes = xnorc_response_bytes(model, mode);
     if (put(NULL, &header, sizeof header) || flush()) return fail_with("standard output is closed");
 
-    const xnorc_i_stream stream = {get, put, NULL};
+    const xnorc_i_stream stream = {get, put, NULL, NULL};
     for (received = 0; received < count; received++) {
         int status = xnorc_i_serve_one(model, mode, &stream, xnorc_this_scratch);
         if (status == XNORC_OK && flush()) status = XNORC_I_STREAM_FAILED;

@@ -39,6 +39,7 @@ static void enter(const xnorc_model *model, uint8_t *arena) {
         .size = xnorc_i_round(model->workspace_bytes),
         .team = threads < model->max_threads ? threads : model->max_threads,
     };
+    if (xnorc_i_work.team > 1) xnorc_i_wake();
 }
 
 static xnorc_status run_step(const xnorc_step *step, const xnorc_frame *frame) {
@@ -157,7 +158,13 @@ int xnorc_i_serve_one(const xnorc_model *model, xnorc_mode mode, const xnorc_i_s
 
     enter(model, scratch);
     int status = XNORC_OK;
-    if (mode != XNORC_LAYERS) status = read_all(model, model->inputs, model->n_inputs, &frame, stream);
+    for (uint32_t i = 0; i < model->n_inputs && mode != XNORC_LAYERS && status == XNORC_OK; i++) {
+        const void *lent = stream->lend ? stream->lend(stream->self, model->tensors[model->inputs[i]].bytes) : NULL;
+        if (lent)
+            inputs[i] = (void *)(uintptr_t)lent; /* constant for kernels */
+        else
+            status = read_all(model, model->inputs + i, 1, &frame, stream);
+    }
     for (uint32_t i = 0; i < model->n_steps && status == XNORC_OK; i++) {
         const xnorc_step *step = &model->steps[i];
         if (mode == XNORC_LAYERS) status = read_all(model, reads(model, step), step->n_reads, &frame, stream);
@@ -189,6 +196,14 @@ static int read_memory(void *self, void *to, uint64_t bytes) {
     return 0;
 }
 
+static const void *lend_memory(void *self, uint64_t bytes) {
+    memory *place = self;
+    const void *lent = place->from;
+    if (!aligned(lent, 16)) return NULL;
+    place->from += bytes;
+    return lent;
+}
+
 static int write_memory(void *self, const void *from, uint64_t bytes) {
     memory *place = self;
     memcpy(place->to, from, (size_t)bytes);
@@ -202,7 +217,7 @@ xnorc_status xnorc_serve(const xnorc_model *model, xnorc_mode mode, const uint8_
     xnorc_status checked = xnorc_i_check(model, scratch, model->arena_bytes);
     if (checked != XNORC_OK) return checked;
     memory place = {request, response};
-    const xnorc_i_stream stream = {read_memory, write_memory, &place};
+    const xnorc_i_stream stream = {read_memory, write_memory, lend_memory, &place};
     for (uint64_t i = 0; i < count; i++) {
         int status = xnorc_i_serve_one(model, mode, &stream, scratch);
         if (status != XNORC_OK) return (xnorc_status)status;

@@ -27,7 +27,7 @@ HEAP = {
 ALLOWED_PREFIXES = ("pthread_", "__aeabi_", "sem_")
 ALLOWED = {
     "memcpy", "memmove", "memset", "memcmp", "strlen", "clock_gettime", "__clock_gettime64",
-    "nanosleep", "sched_yield", "syscall", "sysconf",
+    "nanosleep", "sched_yield", "sched_getaffinity", "syscall", "sysconf",
     "expf", "exp", "logf", "log", "log2f", "powf", "sqrtf", "tanhf", "erff", "sinf", "cosf", "fabsf", "floorf", "ceilf",
     "roundf", "rintf", "nearbyintf", "truncf", "fmaxf", "fminf", "fmodf", "fmaf",
     "_GLOBAL_OFFSET_TABLE_", "__tls_get_addr", "_DYNAMIC",

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from xnorc.runtimes.qemu import find_qemu
+
 from .. import util_elf
 from . import fake
 
@@ -86,7 +88,21 @@ def test_run(program: Path, threads: int) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_a_launch_is_cut_into_shares_for_the_threads_that_were_asked_for(program: Path, threads: int) -> None:
     done = call(program, "trace", "--threads", str(threads), data=request("trace", fake.inputs(1, fake.TEAM), threads))
-    assert np.frombuffer(answer(done, "trace", 1), np.float32)[1] == (1 if threads == 1 else 4 * threads)
+    assert np.frombuffer(answer(done, "trace", 1), np.float32)[1] == (1 if threads == 1 else 32 * threads)
+
+
+@pytest.mark.parametrize("target", ["host", "aarch64", "rpi2"])
+def test_every_iteration_of_a_loop_runs_once(tmp_path: Path, target: str) -> None:
+    path = tmp_path / "launches"
+    kind = fake.targets.get(target)
+    sources = [
+        Path(__file__).with_name("launches.c"),
+        *(fake.RUNTIME / name for name in ("threads.c", "tvm_backend.c")),
+    ]
+    fake.cc("-target", kind.static_triple, "-static", *fake.WARNINGS, *sources, "-o", path)
+    emulator = [] if target == "host" else [find_qemu(kind.arch)]
+    done = subprocess.run([*emulator, path], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "every iteration once\n")
 
 
 def test_trace_layers_bench(program: Path) -> None:
@@ -197,6 +213,26 @@ def test_run_checks_its_arguments(tmp_path: Path) -> None:
     assert library.xnorc_set_threads(0) == library.xnorc_set_threads(100) == 1
     library.xnorc_status_text.restype = ctypes.c_char_p
     assert len({library.xnorc_status_text(status) for status in range(6)}) == 6
+
+
+def test_served_inputs_may_lie_anywhere_and_are_left_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "libfake.so"
+    path.write_bytes(fake.library())
+    library = ctypes.CDLL(str(path))
+    library.fake_model.restype = library.xnorc_scratch_bytes.restype = ctypes.c_void_p
+    model = ctypes.c_void_p(library.fake_model())
+    scratch = np.zeros(library.xnorc_scratch_bytes(model) + 64, np.uint8)
+    place = ctypes.c_void_p(scratch.ctypes.data + -scratch.ctypes.data % 64)
+    x = fake.inputs(2).reshape(-1)
+    for shift in (0, 4, 16):  # aligned for kernels, not aligned, and again
+        memory = np.zeros(8100, np.uint8)
+        start = -memory.ctypes.data % 16 + shift
+        memory[start : start + 8000] = x.view(np.uint8)
+        made = np.zeros(4000, np.float32)
+        request, response = (ctypes.c_void_p(address) for address in (memory.ctypes.data + start, made.ctypes.data))
+        assert library.xnorc_serve(model, 0, request, response, ctypes.c_uint64(2), place) == 0
+        np.testing.assert_array_equal(made.reshape(2, 2, 1000)[:, 0].reshape(-1), x * 2 + 1)
+        np.testing.assert_array_equal(memory[start : start + 8000], x.view(np.uint8))
 
 
 def test_many_resizes_of_the_pool(tmp_path: Path) -> None:
