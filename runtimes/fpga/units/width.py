@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 
 class Widen(wiring.Component):
-    """Puts ``ratio`` words of ``width`` bits into one, the first lowest."""
+    """Puts ``ratio`` words of ``width`` bits into one, the first lowest; ``ratio`` is more than 1."""
 
     def __init__(self, width: int, ratio: int) -> None:
         self.width, self.ratio = width, ratio
@@ -19,20 +19,23 @@ class Widen(wiring.Component):
         m = Module()
         kept = Signal(self.width * (self.ratio - 1), reset_less=True)
         place = Signal(range(self.ratio))
-        # Handshakes go by registers, not by comparisons: they reach from one unit to the next within a cycle.
-        last, free = Signal(init=self.ratio == 1), ~self.output.valid | self.output.ready
+        # Handshakes go by registers, not by comparisons: they reach from one unit to the next within a cycle. A word is made
+        # where none waits, whether or not one is taken just now, and the registers of its parts do not know of it: wide
+        # registers have enables of few signals, none of which comes through the unit behind. That costs no cycle, since a
+        # word is taken while the parts of the next one come.
+        last, free = Signal(), ~self.output.valid
         m.d.comb += self.input.ready.eq(~last | free)
         with m.If(self.output.ready):
             m.d.sync += self.output.valid.eq(0)
-        with m.If(self.input.valid & self.input.ready):
-            m.d.sync += kept.eq(Cat(kept, self.input.payload)[self.width :])
-            with m.If(last):
-                m.d.sync += [
-                    self.output.payload.eq(Cat(kept, self.input.payload)), self.output.valid.eq(1), place.eq(0),
-                    last.eq(self.ratio == 1),
-                ]  # fmt: skip
-            with m.Else():
-                m.d.sync += [place.eq(place + 1), last.eq(place == self.ratio - 2)]
+        with m.If(self.input.valid & ~last):
+            m.d.sync += [
+                kept.eq(Cat(kept, self.input.payload)[self.width :]), place.eq(place + 1),
+                last.eq(place == self.ratio - 2),
+            ]  # fmt: skip
+        with m.If(self.input.valid & last & free):
+            m.d.sync += [
+                self.output.payload.eq(Cat(kept, self.input.payload)), self.output.valid.eq(1), place.eq(0), last.eq(0),
+            ]  # fmt: skip
         return m
 
 
