@@ -3,13 +3,14 @@
 * A carry chain gets a cell in front of it that makes its carry 0, and one behind that brings its last carry out (two LUT4s
   each). ``loosen`` leaves the one open where it makes no difference, the other where nobody reads it.
 * Modules that occur many times are synthesized once, so what two neighbours have in common is there twice: ``merge``.
+* A bit that a table of constants gives and that waits some cycles could as well be looked up that much later: ``postpone``.
 
 Netlists are yosys' flat ones, as JSON; they are changed in place.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 REPEATED = "element_"
@@ -107,3 +108,74 @@ def merge(netlist: dict[str, Any], top: str = "top") -> int:
                     wires[port] = [instead.get(bit, bit) for bit in bits]
         for outside in module["ports"].values():
             outside["bits"] = [instead.get(bit, bit) for bit in outside["bits"]]
+
+
+def postpone(netlist: dict[str, Any], top: str = "top") -> int:
+    """Let the inputs of LUT4s wait in place of their results, where LUT4s of the same inputs have more of these; returns
+    how many flip-flops that takes less.
+
+    Results wait in flip-flops behind one another that nothing enables or resets: what they hold at first means nothing.
+    """
+    module = netlist["modules"][top]
+    cells = module["cells"]
+    readers: dict[Any, list[tuple[str, str]]] = defaultdict(list)
+    driver: dict[Any, str] = {}
+    for name, cell in cells.items():
+        for port, bits in cell["connections"].items():
+            for bit in bits:
+                if cell["port_directions"].get(port) != "output":
+                    readers[bit].append((name, port))
+                elif isinstance(bit, int):
+                    driver[bit] = name
+    for outside in module["ports"].values():
+        for bit in outside["bits"]:
+            readers[bit].append(("", ""))
+    # Inputs and clock of LUT4s → each with the flip-flops behind it.
+    tables: dict[tuple[Any, tuple[Any, ...]], list[tuple[str, list[str]]]] = defaultdict(list)
+    for name, cell in cells.items():
+        if cell["type"] != "LUT4":
+            continue
+        line: list[str] = []
+        bit = cell["connections"]["Z"][0]
+        while [port for _, port in readers[bit]] == ["DI"] and _waits(cells[readers[bit][0][0]], cells, line):
+            line.append(readers[bit][0][0])
+            bit = cells[line[-1]]["connections"]["Q"][0]
+        inputs = {bits[0] for port, bits in cell["connections"].items() if port != "Z" and isinstance(bits[0], int)}
+        if line and all(bit in driver for bit in inputs):
+            tables[cells[line[0]]["connections"]["CLK"][0], tuple(sorted(inputs))].append((name, line))
+    late: dict[tuple[Any, Any, int], Any] = {}
+    new, before = max(driver, default=0) + 1, len(cells)
+    for (clock, inputs), found in tables.items():
+        if sum(len(line) - 1 for _, line in found) <= len(inputs) * (max(len(line) for _, line in found) - 1):
+            continue
+        for name, line in found:
+            for cycles in range(1, len(line)):
+                for bit in inputs:
+                    if (clock, bit, cycles) not in late:
+                        cells[f"{driver[bit]}_later{cycles}"] = {
+                            **cells[line[0]],
+                            "connections": {
+                                **cells[line[0]]["connections"], "DI": [late.get((clock, bit, cycles - 1), bit)], "Q": [new],
+                            },
+                        }  # fmt: skip
+                        late[clock, bit, cycles], new = new, new + 1
+            wires = cells[name]["connections"]
+            for port in [port for port in wires if port != "Z"]:
+                wires[port] = [late.get((clock, wires[port][0], len(line) - 1), wires[port][0])]
+            cells[line[0]]["connections"]["Q"] = cells[line[-1]]["connections"]["Q"]
+            for gone in line[1:]:
+                del cells[gone]
+    return before - len(cells)
+
+
+def _waits(cell: dict[str, Any], cells: dict[str, Any], line: list[str]) -> bool:
+    """Whether a cell is a flip-flop that nothing enables or resets, on the clock of those in front of it."""
+    parameters, wires = cell["parameters"], cell["connections"]
+    return (
+        cell["type"] == "TRELLIS_FF"
+        and parameters.get("CEMUX", "1").strip() == "1"
+        and wires.get("LSR", ["0"]) == ["0"]
+        and parameters["REGSET"] == "RESET"
+        and parameters.get("CLKMUX", "CLK") == "CLK"
+        and all(cells[other]["connections"]["CLK"] == wires["CLK"] for other in line[:1])
+    )

