@@ -7,6 +7,7 @@ here is the standard one with that step replaced: a function whose parameters ar
 
 from __future__ import annotations
 
+import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,28 @@ STACK_BYTES = 1024
 """Scratch buffers below this size are put on the stack by ``LowerTVMBuiltin``; larger ones ask for workspace."""
 
 
+def without_unwinding(data: bytes) -> bytes:
+    """An ELF object whose tables for unwinding the stack (``.eh_frame``) are inactive: no kernel throws, and they take room."""
+    made = bytearray(data)
+    wide = made[4] == 2  # ELFCLASS64
+    (start,) = struct.unpack_from("<Q" if wide else "<I", made, 40 if wide else 32)
+    size, count, names = struct.unpack_from("<3H", made, 58 if wide else 46)
+
+    def header(index: int) -> tuple[int, int]:
+        """Offsets of a section's name and of its content."""
+        place = start + index * size
+        return struct.unpack_from("<I", made, place)[0], struct.unpack_from(
+            "<Q" if wide else "<I", made, place + (24 if wide else 16)
+        )[0]
+
+    _, texts = header(names)
+    for index in range(count):
+        first = texts + header(index)[0]
+        if bytes(made[first : made.index(0, first)]) in (b".eh_frame", b".rela.eh_frame", b".rel.eh_frame"):
+            struct.pack_into("<I", made, start + index * size + 4, 0)  # SHT_NULL
+    return bytes(made)
+
+
 @dataclass(frozen=True)
 class Machine:
     """Machine code of a set of kernels. ``workspace``: scratch bytes that one thread of each kernel may ask for."""
@@ -125,7 +148,7 @@ class Machine:
         with tempfile.TemporaryDirectory(prefix="xnorc-") as folder:
             path = Path(folder) / "kernels.o"
             self.module.write_to_file(str(path))
-            return path.read_bytes()
+            return without_unwinding(path.read_bytes())
 
     def assembly(self) -> str:
         """The assembly text."""

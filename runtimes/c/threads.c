@@ -85,7 +85,7 @@ static struct {
     pthread_mutex_t lock;    /* guards the two conditions */
     pthread_cond_t wake, done;
     pthread_t workers[XNORC_MOST_THREADS - 1];
-    atomic_uint threads; /* workers + 1 */
+    atomic_uint started; /* workers */
     atomic_int may_spin; /* every thread can have a processor of its own */
     _Alignas(64) atomic_uint generation; /* what spinning workers read lies apart from what working ones write */
     atomic_int open, stop;
@@ -101,8 +101,7 @@ static struct {
 } pool = {.control = PTHREAD_MUTEX_INITIALIZER,
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER,
-          .done = PTHREAD_COND_INITIALIZER,
-          .threads = 1};
+          .done = PTHREAD_COND_INITIALIZER};
 
 static inline void relax(void) {
 #if defined(__x86_64__)
@@ -112,7 +111,7 @@ static inline void relax(void) {
 #endif
 }
 
-uint32_t xnorc_i_threads(void) { return atomic_load(&pool.threads); }
+uint32_t xnorc_i_threads(void) { return atomic_load(&pool.started) + 1; }
 
 static uint64_t nanoseconds(void) {
     struct timespec now;
@@ -209,13 +208,13 @@ static long processors(void) {
 }
 
 static void stop_workers(void) {
-    uint32_t workers = atomic_load(&pool.threads) - 1;
+    uint32_t workers = atomic_load(&pool.started);
     atomic_store(&pool.stop, 1);
     next_generation();
     for (uint32_t i = 0; i < workers; i++) pthread_join(pool.workers[i], NULL);
     atomic_store(&pool.stop, 0);
     atomic_store(&pool.generation, 0);
-    atomic_store(&pool.threads, 1);
+    atomic_store(&pool.started, 0);
 }
 
 static xnorc_status start_workers(uint32_t threads) {
@@ -227,7 +226,7 @@ static xnorc_status start_workers(uint32_t threads) {
     int failed = 0;
     for (uint32_t i = 1; i < threads && !failed; i++) {
         failed = pthread_create(&pool.workers[i - 1], &attributes, work, (void *)(uintptr_t)i);
-        if (!failed) atomic_store(&pool.threads, i + 1);
+        if (!failed) atomic_store(&pool.started, i);
     }
     pthread_attr_destroy(&attributes);
     return failed ? XNORC_NO_THREADS : XNORC_OK;
@@ -237,7 +236,7 @@ xnorc_status xnorc_set_threads(uint32_t threads) {
     if (threads < 1 || threads > XNORC_MOST_THREADS) return XNORC_BAD_ARGUMENT;
     xnorc_status status = XNORC_OK;
     pthread_mutex_lock(&pool.control);
-    if (threads != atomic_load(&pool.threads)) {
+    if (threads != xnorc_i_threads()) {
         stop_workers(); /* also what makes it safe to unload the library after xnorc_set_threads(1) */
         status = start_workers(threads);
         if (status != XNORC_OK) stop_workers();
@@ -254,7 +253,7 @@ int TVMBackendParallelLaunch(FTVMParallelLambda flambda, void *cdata, int num_ta
     if (num_task > 0 && (uint32_t)num_task < team) team = (uint32_t)num_task;
     /* One launch at a time has the pool; one inside another, or of a second caller's thread, runs on its own thread. */
     if (team <= 1 || num_task > 0xffff || pthread_mutex_trylock(&pool.control)) return run_serial(flambda, cdata, num_task);
-    if (team > atomic_load(&pool.threads)) team = atomic_load(&pool.threads);
+    if (team > xnorc_i_threads()) team = xnorc_i_threads();
     if (num_task <= 0) {
         int most = (int)team * SHARE;
         num_task = most;
