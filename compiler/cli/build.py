@@ -30,7 +30,7 @@ from .common import (
     verb,
     write_json,
 )
-from .tune import show_tuning, tune_options, tuning_of
+from .tune import show_schedules, show_tuning, tune_options, tuning_of
 
 _TRIVIAL = '<ir_version: 10, opset_import: ["": 18]> trivial (float[1, 4] x) => (float[1, 4] y) { y = Neg(x) }'
 
@@ -135,6 +135,7 @@ def compile_verb(
         show_estimate(package.manifest["fpga"]["estimate"], chosen.name)
     else:
         click.echo(f"on the device: {size(package.device_bytes())}, working memory {size(memory['arena_bytes'])}")
+        show_schedules(package.manifest["steps"])
     facts = {
         "output": destination,
         "name": package.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,6 +76,17 @@ def tuning_of(target: Target, wanted: bool, trials: int | None, device: str | No
     return Tuning(Records.read(file, missing_ok=True), where, trials or TRIALS, forget_interrupt)
 
 
+def show_schedules(steps: Sequence[Mapping[str, Any]]) -> None:
+    """Print how many steps do not have the default schedule, and whose choices they have."""
+    counts = [
+        f"{many(count, 'step')} {whose}"
+        for source, whose in (("shipped", "as shipped for such layers"), ("tuned", "as tuned"))
+        if (count := sum(source in step for step in steps))
+    ]
+    if counts:
+        click.echo(f"schedules: {', '.join(counts)}, the others by default (the manifest has the choices)")
+
+
 def show_tuning(tuning: Tuning) -> None:
     """Print what was gained, layer by layer."""
     out = console()
@@ -87,8 +98,8 @@ def show_tuning(tuning: Tuning) -> None:
     for done in tuning.done:
         before, after = before + done.times * done.shipped_us, after + done.times * done.us
         chosen = ", ".join(f"{name} {value}" for name, value in done.choices.items()) or "as shipped"
-        if done.reason == "tuned before":
-            chosen += " (tuned before)"
+        if done.reason:
+            chosen = f"{done.reason}: {chosen}" if done.choices else done.reason
         operator = done.op.split("+")[0]
         shown.add_row(
             escape(done.layer), operator, str(done.times), f"{done.shipped_us:,.1f}", f"{done.us:,.1f}",

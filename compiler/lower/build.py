@@ -37,7 +37,7 @@ class Built:
 def lower(packed: onnx.ModelProto, target: Target, name: str, tuned: Choices | None = None) -> Program:
     """Packed ONNX to a program of scheduled kernels with a memory plan (all but machine code).
 
-    ``tuned``: what the tuner chose for layers, in place of the shipped schedules.
+    ``tuned``: what the tuner chose for layers, in place of the choices that ship.
     """
     importer = Importer(packed, target, name, tuned)
     mod = legalize(importer.build())
@@ -104,7 +104,7 @@ def describe(program: Program, tensor_bytes: int, weight_bytes: int) -> dict[str
                 "writes": s.writes,
                 "nodes": s.nodes,
                 "macs": s.macs,
-                **({"tuned": chosen} if (chosen := program.tuned(s)) else {}),
+                **program.chosen(s),
             }
             for s in program.steps
         ],

@@ -93,10 +93,14 @@ class Program:
     templates: dict[str, Template] = field(default_factory=dict)
     """Kernel → what it was made by, for those of our own."""
 
-    def tuned(self, step: Step) -> dict[str, int]:
-        """What was chosen for a step's kernels in place of what ships, by knob."""
-        made = [self.templates[call.symbol] for call in step.calls if call.symbol in self.templates]
-        return {name: value for template in made for name, value in template.call.knobs.changed().items()}
+    def chosen(self, step: Step) -> dict[str, dict[str, int]]:
+        """What was chosen for a step's kernels in place of the defaults, by knob: ``shipped`` and ``tuned``."""
+        made = [self.templates[call.symbol].call.knobs for call in step.calls if call.symbol in self.templates]
+        found: dict[str, dict[str, int]] = {}
+        for knobs in made:
+            if changed := knobs.changed():
+                found.setdefault(knobs.source, {}).update(changed)
+        return found
 
     def kind(self, step: Step) -> str:
         """``integer`` when everything that the step writes is, ``mixed`` when an accumulator becomes float in it."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..opset import TensorType
+from . import shipped
 from .kernel import Epilogue, Kernel, KernelCall
 from .knobs import Knobs
 
@@ -47,10 +48,12 @@ class Template:
         """32 hexadecimal digits that name the layer: equal for equal ``facts``."""
         return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()[:32]
 
-    def with_choices(self, choices: Choices) -> Template:
-        """The same, to be written with what ``choices`` hold for this layer."""
-        found = choices.get(self.key) if choices else None
-        return dataclasses.replace(self, call=dataclasses.replace(self.call, knobs=Knobs(found)))
+    def with_choices(self, tuned: Choices) -> Template:
+        """The same, to be written with what ``tuned`` holds for this layer, or else what ships for it."""
+        source, found = "tuned", tuned.get(self.key)
+        if found is None:
+            source, found = "shipped", shipped.choices(self.call.target.name).get(self.key)
+        return dataclasses.replace(self, call=dataclasses.replace(self.call, knobs=Knobs(found, source=source)))
 
     def make(self, name: str, knobs: Knobs) -> Kernel:
         """The kernel ``name`` with other answers."""

@@ -11,6 +11,7 @@ import onnx
 
 from ..errors import DeviceError
 from ..lower.build import compile_program, lower
+from ..lower.knobs import Knobs
 from ..lower.program import Argument, Program
 from ..runtimes.device import Device, parse_device, to_device
 from ..targets import Target
@@ -117,6 +118,7 @@ def _behind(where: str, progress: Callable[[str], None]) -> Callable[[str], None
 def _tune_layer(layer: Layer, target: Target, device: Device, trials: int, progress: Progress) -> LayerResult:
     """Search, and measure the best against the shipped schedule once more: the fastest of many is partly luck."""
     space = Space(layer.template, trials)
+    ships = _changed(layer, space.shipped)
     tried = wrong = 0
     best: Point = space.shipped
     gain = 1.0
@@ -138,14 +140,20 @@ def _tune_layer(layer: Layer, target: Target, device: Device, trials: int, progr
     if best is space.shipped:
         last = measure(layer, [space.shipped], target, device) if not tried else found
         us = last.seconds[0] * 1e6
-        return LayerResult(layer.name, layer.op, layer.times, us, us, {}, tried, wrong, "as shipped")
+        return LayerResult(layer.name, layer.op, layer.times, us, us, ships, tried, wrong, "as shipped")
     progress(", the best once more")
     again: Measured = measure(layer, [space.shipped, best], target, device)
     shipped, fastest = (seconds * 1e6 for seconds in again.seconds)
     if not again.equal[1] or shipped / fastest < 1 + LEAST_GAIN:
-        return LayerResult(layer.name, layer.op, layer.times, shipped, shipped, {}, tried, wrong, "as shipped")
-    changed = {name: value for name, value in best.items() if space.shipped.get(name) != value}
-    return LayerResult(layer.name, layer.op, layer.times, shipped, fastest, changed, tried, wrong)
+        return LayerResult(layer.name, layer.op, layer.times, shipped, shipped, ships, tried, wrong, "as shipped")
+    return LayerResult(layer.name, layer.op, layer.times, shipped, fastest, _changed(layer, best), tried, wrong)
+
+
+def _changed(layer: Layer, point: Point) -> dict[str, int]:
+    """The answers of ``point`` that are not the defaults."""
+    knobs = Knobs(point)
+    layer.template.make(layer.template.call.name, knobs)
+    return knobs.changed()
 
 
 def _layers(

@@ -64,7 +64,7 @@ class Space:
 
     def __init__(self, template: Template, trials: int, seed: int = 1) -> None:
         self.template = template
-        self.shipped = self._ask(Knobs())
+        self.shipped = self._ask(Knobs(template.call.knobs.choices))
         self._random = random.Random(seed)
         self._seen = {self._name(self.shipped)}
         self._database = meta_schedule.database.MemoryDatabase()

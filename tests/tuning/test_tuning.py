@@ -17,6 +17,7 @@ from tests.test_cli import good
 from tests.test_cli import xnorc as command
 from xnorc import targets
 from xnorc.errors import DeviceError, InputError, TargetError
+from xnorc.lower import shipped
 from xnorc.lower.build import lower
 from xnorc.lower.knobs import Knobs
 from xnorc.model import prepare
@@ -153,6 +154,49 @@ def test_only_what_is_faster_twice_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
     assert not lucky.choices and lucky.reason == "as shipped"
     wrong = tuned([[0.1] * 4, [0.1]], equal=False)
     assert not wrong.choices and wrong.wrong == 4
+
+
+def test_choices_that_ship_are_used_and_give_way_to_what_the_user_tuned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    template = templates()["BinaryConv"]
+    knob, values = next((knob, values) for knob, values in template.call.knobs.asked.items() if len(values) > 2)
+    ours, theirs = {knob: values[1]}, {knob: values[2]}
+    plain = xnorc.compile(net())
+    assert not any("shipped" in step or "tuned" in step for step in plain.manifest["steps"])
+
+    monkeypatch.setattr(shipped, "choices", lambda target: {template.key: ours} if target == "host" else {})
+    package = xnorc.compile(net(), output=tmp_path / "net.xnorc")
+    assert [step["shipped"] for step in package.manifest["steps"] if "shipped" in step] == [ours]
+    feeds = {"x": np.random.default_rng(0).standard_normal((1, 3, 16, 16), np.float32)}
+    ((name, wanted),) = plain.run(feeds).items()
+    assert package.run(feeds)[name].tobytes() == wanted.tobytes()
+
+    records = Records(tmp_path / "tuned.json")
+    records.layers[template.key] = LayerRecord("layer", "host", "host", theirs, 1, 1, 1)
+    records.save()
+    steps = xnorc.compile(net(), tuned=records.path).manifest["steps"]
+    assert [step["tuned"] for step in steps if "tuned" in step] == [theirs]
+    assert not any("shipped" in step for step in steps)
+
+    # The tuner begins with what ships, and keeps it where nothing is faster.
+    made = templates()["BinaryConv"]
+    assert Space(made, 4).shipped[knob] == values[1]
+    monkeypatch.setattr(search, "measure", fake([[1.0] * 4, [1.0]]))
+    result = search._tune_layer(
+        Layer("conv", "BinaryConv", made, {}, frozenset(), 1, 1), HOST, None, 4, lambda stage: None
+    )
+    assert result.reason == "as shipped" and result.choices == ours
+
+
+@pytest.mark.parametrize("file", sorted(shipped.file("host").parent.glob("*.json")), ids=lambda file: file.stem)
+def test_what_ships_are_records_that_gained_something(file: Path) -> None:
+    assert targets.get(file.stem).name == file.stem
+    records = Records.read(file)
+    assert records.layers and shipped.choices(file.stem) == records.choices()
+    for key, record in records.layers.items():
+        assert len(key) == 32 and record.target == file.stem and record.choices
+        assert record.shipped_us >= 1.01 * record.us > 0
 
 
 def test_ctrl_c_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
