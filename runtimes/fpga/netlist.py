@@ -145,12 +145,12 @@ def postpone(netlist: dict[str, Any], top: str = "top") -> int:
             tables[cells[line[0]]["connections"]["CLK"][0], tuple(sorted(inputs))].append((name, line))
     late: dict[tuple[Any, Any, int], Any] = {}
     new, before = max(driver, default=0) + 1, len(cells)
-    for (clock, inputs), found in tables.items():
-        if sum(len(line) - 1 for _, line in found) <= len(inputs) * (max(len(line) for _, line in found) - 1):
+    for (clock, shared), found in tables.items():
+        if sum(len(line) - 1 for _, line in found) <= len(shared) * (max(len(line) for _, line in found) - 1):
             continue
         for name, line in found:
             for cycles in range(1, len(line)):
-                for bit in inputs:
+                for bit in shared:
                     if (clock, bit, cycles) not in late:
                         cells[f"{driver[bit]}_later{cycles}"] = {
                             **cells[line[0]],
