@@ -140,9 +140,9 @@ def postpone(netlist: dict[str, Any], top: str = "top") -> int:
         while [port for _, port in readers[bit]] == ["DI"] and _waits(cells[readers[bit][0][0]], cells, line):
             line.append(readers[bit][0][0])
             bit = cells[line[-1]]["connections"]["Q"][0]
-        inputs = {bits[0] for port, bits in cell["connections"].items() if port != "Z" and isinstance(bits[0], int)}
-        if line and all(bit in driver for bit in inputs):
-            tables[cells[line[0]]["connections"]["CLK"][0], tuple(sorted(inputs))].append((name, line))
+        reads = {bits[0] for port, bits in cell["connections"].items() if port != "Z" and isinstance(bits[0], int)}
+        if line and all(bit in driver for bit in reads):
+            tables[cells[line[0]]["connections"]["CLK"][0], tuple(sorted(reads))].append((name, line))
     late: dict[tuple[Any, Any, int], Any] = {}
     new, before = max(driver, default=0) + 1, len(cells)
     for (clock, shared), found in tables.items():

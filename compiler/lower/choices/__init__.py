@@ -1,0 +1,1 @@
+"""Room: what tuning found, by target (see ``xnorc.lower.shipped``)."""
