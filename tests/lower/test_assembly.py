@@ -181,10 +181,14 @@ def test_avx2_looks_counts_up(monkeypatch: pytest.MonkeyPatch, channels: int) ->
         assert not any("ymm" in line and line.endswith("(%rsp)") for line in loop), "the sums do not fit the registers"
 
 
+WORDS = ("avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512vpopcntdq")
+AVX512 = (WORDS, (*WORDS, "avx512bitalg"))
+"""Features of processors that count bits of words, and of bytes too."""
+
+
 def test_avx512_counts_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the processor counts the bits of bytes, nothing is looked up. (Compiled only: few machines run it.)"""
-    features = ("avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512vpopcntdq", "avx512bitalg")
-    monkeypatch.setattr(targets, "get", lambda name: x86(*features))
+    """Where the processor counts the bits of bytes, nothing is looked up. ``test_avx512`` runs it."""
+    monkeypatch.setattr(targets, "get", lambda name: x86(*AVX512[1]))
     loops = [loop for loop in innermost_loops(assembly("x86", 128)) if "vpopcntb" in operations(loop)]
     assert loops
     for ops in map(operations, loops):
