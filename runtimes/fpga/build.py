@@ -17,7 +17,7 @@ from ...errors import TargetError, ToolError
 from . import cache
 from .boards import Board
 from .contents import outside
-from .netlist import REPEATED, cells_by_type, loosen, merge, postpone
+from .netlist import REPEATED, cells_by_type, loosen, merge, postpone, spread
 from .outreg import absorb
 from .resources import modules, used
 from .tools import NEXTPNR, PACK, YOSYS, Progress, run
@@ -31,7 +31,7 @@ _LOOSE = 0.3
 """Designs that take more of a chip's LUT4s keep the cells at the ends of their carry chains. CNV (37 % of the chip) was placed
 without them, in three quarters of the logic cells, but nextpnr's usual router stood still among crowded wires, and did so with
 them when elements were synthesized once; its second router, which such designs get, brings crowding down from step to step."""
-_REFINED = 3
+_REFINED = 4
 """To be raised when what ``refine`` and ``absorb`` do changes: builds are kept by it."""
 _SECONDS = 4 * 3600.0
 _SOURCE = "yosys.v"
@@ -165,6 +165,8 @@ def refine(netlist: dict[str, Any], top: str = "top", loose: bool = True) -> Non
     if loose:
         loosen(netlist, top)
         postpone(netlist, top)
+    else:
+        spread(netlist, top)
 
 
 def _tools(

@@ -4,6 +4,7 @@
   each). ``loosen`` leaves the one open where it makes no difference, the other where nobody reads it.
 * Modules that occur many times are synthesized once, so what two neighbours have in common is there twice: ``merge``.
 * A bit that a table of constants gives and that waits some cycles could as well be looked up that much later: ``postpone``.
+* One register resets a whole chip, over wires that take longer than anything else does in a cycle: ``spread``.
 
 Netlists are yosys' flat ones, as JSON; they are changed in place.
 """
@@ -17,6 +18,10 @@ REPEATED = "element_"
 """What the names of modules that occur many times begin with, and those of their instances."""
 _OPEN = ["x"]
 """A port that is there and has no net."""
+_CROWD = 1024
+"""Of this many readers and more, no reset's register drives all."""
+_FANOUT = 32
+"""How many each of those drives that take its place, at most."""
 
 
 def cells_by_type(netlist: dict[str, Any], top: str = "top") -> dict[str, Any]:
@@ -179,3 +184,92 @@ def _waits(cell: dict[str, Any], cells: dict[str, Any], line: list[str]) -> bool
         and parameters.get("CLKMUX", "CLK") == "CLK"
         and all(cells[other]["connections"]["CLK"] == wires["CLK"] for other in line[:1])
     )
+
+
+def spread(netlist: dict[str, Any], top: str = "top") -> int:
+    """Let a reset that ``_CROWD`` cells or more read reach them through a tree of registers, each near those that it drives;
+    returns how many registers that adds.
+
+    A reset: what comes out of a register that is set asynchronously, as those of a reset's synchronizer are. All its readers,
+    whatever their clock, see it begin and end by one same number of cycles later, the tree's depth, and so behave among
+    themselves as they did. Only who sends to them or takes from them could tell, and that is the link, which holds its own
+    reset for longer than the tree is deep, and then has nothing to send before a packet has come in by its UART
+    (``link/framed.py``). The tree's registers are set when the chip is configured, as the one in front of them is.
+
+    Like the others, this changes the netlist that is placed, not the Verilog that is simulated.
+    """
+    module = netlist["modules"][top]
+    cells = module["cells"]
+    readers: dict[Any, list[str]] = defaultdict(list)
+    registers: dict[Any, str] = {}
+    new, before = 0, len(cells)
+    for name, cell in cells.items():
+        for port, bits in cell["connections"].items():
+            for bit in bits:
+                new = max(new, bit + 1) if isinstance(bit, int) else new
+                if cell["port_directions"].get(port) != "output":
+                    readers[bit].append(name)
+                elif cell["type"] == "TRELLIS_FF":
+                    registers[bit] = name
+    shown = {bit for port in module["ports"].values() for bit in port["bits"]}
+    new = max([new, *(bit + 1 for bit in shown if isinstance(bit, int))])
+    for reset, source in registers.items():
+        if len(readers[reset]) < _CROWD or reset in shown or not _synchronizes(cells[source]):
+            continue
+        names, level = sorted({*readers[reset]}), 0
+        while len(names) > _FANOUT:
+            copies = []
+            for number, group in enumerate(_near(names)):
+                for name in group:
+                    wires = cells[name]["connections"]
+                    wires.update({port: [new if bit == reset else bit for bit in bits] for port, bits in wires.items()})
+                copies.append(".".join([*_module(group), f"reset{level}_{number}"]))
+                cells[copies[-1]] = _register(cells[source], reset, new)
+                new += 1
+            names, level = copies, level + 1
+    return len(cells) - before
+
+
+def _synchronizes(cell: dict[str, Any]) -> bool:
+    """Whether a register is set asynchronously, and nothing enables it."""
+    parameters = cell["parameters"]
+    return (
+        parameters["REGSET"] == "SET"
+        and parameters.get("SRMODE") == "ASYNC"
+        and parameters.get("CEMUX", "1").strip() == "1"
+    )
+
+
+def _register(like: dict[str, Any], given: Any, out: Any) -> dict[str, Any]:
+    """A register of the clock and the first value of another, which nothing enables or resets."""
+    return {
+        **like,
+        "parameters": {name: value for name, value in like["parameters"].items() if name != "SRMODE"},
+        "connections": {**like["connections"], "DI": [given], "LSR": ["0"], "Q": [out]},
+    }
+
+
+def _near(names: list[str], depth: int = 0) -> list[list[str]]:
+    """Cells in groups of at most ``_FANOUT``: those of one module, or of several beside one another where they are few."""
+    if len(names) <= _FANOUT:
+        return [names]
+    inside: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        path = name.split(".")[:-1]
+        inside[path[depth] if depth < len(path) else ""].append(name)
+    own = inside.pop("", [])
+    groups = [own[first : first + _FANOUT] for first in range(0, len(own), _FANOUT)]
+    for part in inside.values():
+        for group in _near(part, depth + 1):
+            if groups and len(groups[-1]) < _FANOUT // 4 and len(groups[-1]) + len(group) <= _FANOUT:
+                groups[-1] = groups[-1] + group
+            else:
+                groups.append(group)
+    return groups
+
+
+def _module(names: list[str]) -> list[str]:
+    """The path of the module that all these cells are in."""
+    paths = [name.split(".")[:-1] for name in names]
+    same = [len({*parts}) == 1 for parts in zip(*paths, strict=False)]
+    return paths[0][: [*same, False].index(False)]

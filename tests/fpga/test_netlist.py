@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("amaranth")
 
 from xnorc.runtimes.fpga.build import refine
-from xnorc.runtimes.fpga.netlist import cells_by_type, loosen, merge, postpone
+from xnorc.runtimes.fpga.netlist import cells_by_type, loosen, merge, postpone, spread
 
 
 def netlist(cells: dict[str, Any], outputs: list[int]) -> dict[str, Any]:
@@ -109,6 +109,62 @@ def test_inputs_of_tables_wait_in_place_of_their_results() -> None:
         assert not {f"a.b.wait{number}1", f"a.b.wait{number}2"} & set(cells)
     assert cells["a.short"]["connections"]["A"] == [10] and {"a.b.shown0", "a.b.shown1"} <= set(cells)
     assert postpone(design) == 0
+
+
+def chip(readers: int) -> tuple[dict[str, Any], list[int]]:
+    """A reset's synchronizer and registers of several modules, and of two clocks, that it resets; with the bits they give."""
+    cells: dict[str, Any] = {}
+    for name, data, out in (("core.first", "0", 5), ("core.second", 5, 6)):
+        cells[name] = flip_flop(data, out, "SET")
+        cells[name]["parameters"]["SRMODE"] = "ASYNC"
+        cells[name]["connections"]["LSR"], cells[name]["port_directions"]["LSR"] = [3], "input"
+    for number in range(readers):
+        name = f"core.unit{number // 450}.part{number // 100}.bit{number}"
+        cells[name] = flip_flop(4, 100 + number)
+        cells[name]["connections"]["LSR"], cells[name]["port_directions"]["LSR"] = [6], "input"
+    cells["core.unit0.part0.bit7"]["connections"]["CLK"] = [2]
+    cells["core.unit1.table"] = lut(8, 6, 50)
+    return cells, [50, *range(100, 100 + readers)]
+
+
+def test_a_reset_reaches_all_its_readers_through_as_many_registers() -> None:
+    cells, outputs = chip(1100)
+    names = {*cells}
+    assert spread(netlist(cells, outputs)) == len(cells) - len(names) > 1100 // 32
+    driver = {wires["Q"][0]: name for name in cells if "Q" in (wires := cells[name]["connections"])}
+    assert len(driver) == 2 + 1100 + len(cells) - len(names)  # each drives a net of its own
+    fanout: dict[int, list[str]] = {}
+    for name in names - {"core.first", "core.second"}:
+        wires, steps = cells[name]["connections"], 0
+        bit = wires["LSR" if "LSR" in wires else "A"][0]
+        fanout.setdefault(bit, []).append(name)
+        while driver[bit] != "core.second":
+            copy = cells[driver[bit]]
+            assert copy["parameters"] == {"REGSET": "SET"}
+            assert copy["connections"]["CLK"] == [1] and copy["connections"]["LSR"] == ["0"]
+            bit, steps = copy["connections"]["DI"][0], steps + 1
+        assert steps == 2
+    assert all(len(group) <= 32 for group in fanout.values())
+    last = [name for name, cell in cells.items() if cell["connections"].get("DI") == [6]]
+    assert len(last) <= 32 and not {*last} & names
+    # Near: a module's readers share registers, and only few of them do with another's.
+    assert len(fanout[cells["core.unit0.part3.bit300"]["connections"]["LSR"][0]]) == 32
+    assert max(len({name.rsplit(".", 1)[0] for name in group}) for group in fanout.values()) <= 2
+    assert cells["core.first"]["connections"]["Q"] == [5] and cells["core.second"]["connections"]["DI"] == [5]
+    assert spread(netlist(cells, outputs)) == 0
+
+
+@pytest.mark.parametrize("why", ["few", "synchronous", "cleared", "a pin"])
+def test_what_is_no_reset_or_has_few_readers_stays_one_register(why: str) -> None:
+    cells, outputs = chip(1000 if why == "few" else 1100)
+    parameters = cells["core.second"]["parameters"]
+    if why == "synchronous":
+        del parameters["SRMODE"]  # a clear like any other: what it clears, and when, is what the design computes
+    if why == "cleared":
+        parameters["REGSET"] = "RESET"
+    before = json.dumps(cells)
+    assert spread(netlist(cells, [*outputs, 6] if why == "a pin" else outputs)) == 0
+    assert json.dumps(cells) == before
 
 
 @pytest.mark.slow
