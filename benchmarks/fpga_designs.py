@@ -61,7 +61,7 @@ LIMITS = {"memory": 3.2, "constant": 1.9}
 @dataclass(frozen=True)
 class Whole:
     """A network on a board: ``network``: ``cnv`` or the sizes of dense layers; ``mhz``: 0 for the board's own clock; ``needs``:
-    what is asked for; ``seed``, ``margin``: see ``build``.
+    what is asked for; ``seed``, ``margin``, ``routing``: see ``build``.
     """
 
     network: str
@@ -73,6 +73,7 @@ class Whole:
     needs_minutes: float = 0.0
     seed: int = 1
     margin: float = 0.1
+    routing: str = ""
 
     def model(self, path: Path) -> None:
         """Write the network as ONNX."""
@@ -91,7 +92,17 @@ class Whole:
 WHOLE = {
     "tfc": Whole("784-64-64-64-10", "ulx3s-85f", 10e6, 160, needs_fps=10e6, needs_mhz=150, needs_minutes=5),
     "tfc-memory": Whole("784-64-64-64-10", "ulx3s-85f", 1e6, 150, needs_mhz=150, needs_minutes=5),
-    "cnv": Whole("cnv", "ulx3s-85f", 10e3, 100, needs_fps=10e3, needs_mhz=100, needs_minutes=40),
+    "cnv": Whole(
+        "cnv",
+        "ulx3s-85f",
+        10e3,
+        100,
+        needs_fps=10e3,
+        needs_mhz=100,
+        needs_minutes=40,
+        margin=0.02,
+        routing="--tmg-ripup",
+    ),
     "icebreaker": Whole("256-64-64-10", "icebreaker", 1e4),
     "tangnano9k": Whole("784-64-64-10", "tangnano9k", 1e4),
 }
@@ -132,7 +143,8 @@ def build_whole(whole: Whole, say: Callable[[str], None]) -> dict[str, Any]:
         started, load = time.monotonic(), os.getloadavg()[0]
         package = compile_whole(whole, folder, say)
         compiled = time.monotonic() - started
-        built = build(top_of(package), progress=say, allow_slow=True, seed=whole.seed, margin=whole.margin)
+        chosen = {"seed": whole.seed, "margin": whole.margin, "routing": whole.routing}
+        built = build(top_of(package), progress=say, allow_slow=True, **chosen)
         seconds = time.monotonic() - started
         facts = package.manifest["fpga"]
         guess, report = facts["estimate"], built.report

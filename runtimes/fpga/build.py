@@ -87,12 +87,15 @@ def build(
     options: str = "",
     seed: int = 1,
     margin: float = 0.1,
+    routing: str = "",
     allow_slow: bool = False,
     progress: Progress | None = None,
     seconds: float = _SECONDS,
 ) -> Build:
     """The bitstream of ``top``. ``options``: more for yosys' ``synth_<family>``; ``seed``: of the placer; ``margin``: by how
-    much more than its clocks nextpnr is asked for, as a share (ECP5): what it weighs a path by is its delay over the period.
+    much more than its clocks nextpnr is asked for, as a share (ECP5): what it weighs a path by is its delay over the period;
+    ``routing``: more for nextpnr. With ``--tmg-ripup`` its second router goes on until all paths are as fast as asked, or gives
+    up: not by default, and with a ``margin`` that the placement has.
 
     The report (plain JSON): ``board``, ``clock_mhz``, ``fmax_mhz`` (after routing), ``link`` (the same two of the link's
     clock, where it has one of its own), ``resources`` (name → used and available), ``modules`` (path of a module → LUTs,
@@ -121,6 +124,7 @@ def build(
                     seed,
                     board.device,
                     versions,
+                    routing,
                 ]
             ),
         }
@@ -132,7 +136,7 @@ def build(
             (folder / "top.v").write_text(verilog)
             (folder / _SOURCE).write_text(outside(verilog, folder))
             (folder / f"top.{suffix}").write_text(constraints)
-            _tools(board, folder, mhz, options, seed, progress, seconds, taken, busy)
+            _tools(board, folder, mhz, options, seed, routing, progress, seconds, taken, busy)
             report = {**_report(top, folder, versions, 1 + margin), "seconds": dict(taken), "cpu_seconds": busy}
             (folder / "report.json").write_text(json.dumps(report, indent=1))
             for leftover in (_SOURCE, "top.json", "routed.json", "top.config", "top.asc", "contents*.hex"):
@@ -170,8 +174,8 @@ def refine(netlist: dict[str, Any], top: str = "top", loose: bool = True) -> Non
 
 
 def _tools(
-    board: Board, folder: Path, mhz: float, options: str, seed: int, progress: Progress | None, seconds: float,
-    taken: dict[str, float], busy: dict[str, float],
+    board: Board, folder: Path, mhz: float, options: str, seed: int, routing: str, progress: Progress | None,
+    seconds: float, taken: dict[str, float], busy: dict[str, float],
 ) -> None:  # fmt: skip
     """Synthesize, place and route, pack: files of fixed names in ``folder``."""
     end = time.monotonic() + seconds
@@ -201,7 +205,7 @@ def _tools(
     del netlist
     suffix, _ = board.constraints()
     route = [*board.device, "--json", "top.json", "--freq", f"{mhz:.6f}", "--seed", str(seed), "--timing-allow-fail"]
-    route += ["--report", "nextpnr.json"]
+    route += ["--report", "nextpnr.json", *routing.split()]
     if board.family == "ecp5":
         route += ["--lpf", f"top.{suffix}", "--textcfg", "top.config"]
         if large:
