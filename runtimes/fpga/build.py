@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 _MEMORY_MHZ = 90.0
 """Above it, a block RAM of the ECP5 gets its output register: without, it takes more than half a cycle; see ``outreg``."""
-_LOOSE = 0.3
-"""Designs that take more of a chip's LUT4s keep the cells at the ends of their carry chains. CNV (37 % of the chip) was placed
-without them, in three quarters of the logic cells, but nextpnr's usual router stood still among crowded wires, and did so with
-them when elements were synthesized once; its second router, which such designs get, brings crowding down from step to step."""
+_LARGE = 0.3
+"""Designs that take more of a chip's LUT4s are large. They keep the cells at the ends of their carry chains: CNV (37 % of the
+chip) was placed without them, in three quarters of the logic cells, but nextpnr's usual router stood still among crowded wires,
+and did so with them when elements were synthesized once; its second router, which they get, brings crowding down from step to
+step. Their reset is spread."""
 _REFINED = 4
 """To be raised when what ``refine`` and ``absorb`` do changes: builds are kept by it."""
 _SECONDS = 4 * 3600.0
@@ -163,14 +164,14 @@ def synthesis(family: str, top: str, options: str = "") -> str:
     return f"{mark}; {synth}; {unmark}; flatten; opt_clean"
 
 
-def refine(netlist: dict[str, Any], top: str = "top", loose: bool = True) -> None:
-    """What is done to the ECP5's netlists before they are placed or counted, in place. ``loose``: see ``_LOOSE``."""
+def refine(netlist: dict[str, Any], top: str = "top", large: bool = False) -> None:
+    """What is done to the ECP5's netlists before they are placed or counted, in place. ``large``: see ``_LARGE``."""
     merge(netlist, top)
-    if loose:
+    if large:
+        spread(netlist, top)
+    else:
         loosen(netlist, top)
         postpone(netlist, top)
-    else:
-        spread(netlist, top)
 
 
 def _tools(
@@ -193,8 +194,8 @@ def _tools(
     step(YOSYS, "-p", f"read_verilog {_SOURCE}; {synthesis(board.family, 'top', options)}; write_json top.json")
     netlist, large = json.loads((folder / "top.json").read_text()), False
     if board.family == "ecp5":
-        large = used(cells_by_type(netlist), board.family)["LUT4"] >= _LOOSE * board.capacity["LUT4"]
-        refine(netlist, loose=not large)
+        large = used(cells_by_type(netlist), board.family)["LUT4"] >= _LARGE * board.capacity["LUT4"]
+        refine(netlist, large=large)
         if mhz > _MEMORY_MHZ:
             absorb(netlist)
         (folder / "top.json").write_text(json.dumps(netlist))

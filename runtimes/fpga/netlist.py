@@ -30,6 +30,23 @@ def cells_by_type(netlist: dict[str, Any], top: str = "top") -> dict[str, Any]:
     return {"design": {"num_cells_by_type": dict(counts)}}
 
 
+def _wiring(module: dict[str, Any]) -> tuple[dict[Any, list[tuple[str, str]]], dict[Any, str], int]:
+    """Who reads each bit, as cells and their ports (empty for a port of the chip); the cell that gives it; a bit not in use."""
+    readers: dict[Any, list[tuple[str, str]]] = defaultdict(list)
+    driver: dict[Any, str] = {}
+    for name, cell in module["cells"].items():
+        for port, bits in cell["connections"].items():
+            for bit in bits:
+                if cell["port_directions"].get(port) != "output":
+                    readers[bit].append((name, port))
+                elif isinstance(bit, int):
+                    driver[bit] = name
+    for outside in module["ports"].values():
+        for bit in outside["bits"]:
+            readers[bit].append(("", ""))
+    return readers, driver, max((bit for bit in (*readers, *driver) if isinstance(bit, int)), default=0) + 1
+
+
 def loosen(netlist: dict[str, Any], top: str = "top") -> int:
     """Open the carries at the ends of chains (``CCU2C``) that nobody needs; returns how many.
 
@@ -123,18 +140,7 @@ def postpone(netlist: dict[str, Any], top: str = "top") -> int:
     """
     module = netlist["modules"][top]
     cells = module["cells"]
-    readers: dict[Any, list[tuple[str, str]]] = defaultdict(list)
-    driver: dict[Any, str] = {}
-    for name, cell in cells.items():
-        for port, bits in cell["connections"].items():
-            for bit in bits:
-                if cell["port_directions"].get(port) != "output":
-                    readers[bit].append((name, port))
-                elif isinstance(bit, int):
-                    driver[bit] = name
-    for outside in module["ports"].values():
-        for bit in outside["bits"]:
-            readers[bit].append(("", ""))
+    readers, driver, new = _wiring(module)
     # Inputs and clock of LUT4s → each with the flip-flops behind it.
     tables: dict[tuple[Any, tuple[Any, ...]], list[tuple[str, list[str]]]] = defaultdict(list)
     for name, cell in cells.items():
@@ -149,7 +155,7 @@ def postpone(netlist: dict[str, Any], top: str = "top") -> int:
         if line and all(bit in driver for bit in reads):
             tables[cells[line[0]]["connections"]["CLK"][0], tuple(sorted(reads))].append((name, line))
     late: dict[tuple[Any, Any, int], Any] = {}
-    new, before = max(driver, default=0) + 1, len(cells)
+    before = len(cells)
     for (clock, shared), found in tables.items():
         if sum(len(line) - 1 for _, line in found) <= len(shared) * (max(len(line) for _, line in found) - 1):
             continue
@@ -200,23 +206,12 @@ def spread(netlist: dict[str, Any], top: str = "top") -> int:
     """
     module = netlist["modules"][top]
     cells = module["cells"]
-    readers: dict[Any, list[str]] = defaultdict(list)
-    registers: dict[Any, str] = {}
-    new, before = 0, len(cells)
-    for name, cell in cells.items():
-        for port, bits in cell["connections"].items():
-            for bit in bits:
-                new = max(new, bit + 1) if isinstance(bit, int) else new
-                if cell["port_directions"].get(port) != "output":
-                    readers[bit].append(name)
-                elif cell["type"] == "TRELLIS_FF":
-                    registers[bit] = name
-    shown = {bit for port in module["ports"].values() for bit in port["bits"]}
-    new = max([new, *(bit + 1 for bit in shown if isinstance(bit, int))])
-    for reset, source in registers.items():
-        if len(readers[reset]) < _CROWD or reset in shown or not _synchronizes(cells[source]):
+    readers, driver, new = _wiring(module)
+    before = len(cells)
+    for reset, source in driver.items():
+        if len(readers[reset]) < _CROWD or ("", "") in readers[reset] or not _synchronizes(cells[source]):
             continue
-        names, level = sorted({*readers[reset]}), 0
+        names, level = sorted({name for name, _ in readers[reset]}), 0
         while len(names) > _FANOUT:
             copies = []
             for number, group in enumerate(_near(names)):
@@ -231,10 +226,11 @@ def spread(netlist: dict[str, Any], top: str = "top") -> int:
 
 
 def _synchronizes(cell: dict[str, Any]) -> bool:
-    """Whether a register is set asynchronously, and nothing enables it."""
+    """Whether a cell is a register that is set asynchronously, and nothing enables it."""
     parameters = cell["parameters"]
     return (
-        parameters["REGSET"] == "SET"
+        cell["type"] == "TRELLIS_FF"
+        and parameters["REGSET"] == "SET"
         and parameters.get("SRMODE") == "ASYNC"
         and parameters.get("CEMUX", "1").strip() == "1"
     )

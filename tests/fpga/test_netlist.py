@@ -41,7 +41,7 @@ def test_the_ends_of_a_chain_are_opened_where_they_make_no_difference() -> None:
         "shown": carry(0x0009, "0", 17, 27),  # its sum is the carry that came in
     }
     design = netlist(cells, [11, 12, 23, 17])
-    refine(design, loose=False)
+    refine(design, large=True)
     assert cells["first"]["connections"]["CIN"] == ["0"]
     assert loosen(design) == 3 + 6
     ends = {name: (cell["connections"]["CIN"][0], cell["connections"]["COUT"][0]) for name, cell in cells.items()}

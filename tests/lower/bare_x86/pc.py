@@ -49,12 +49,17 @@ def _flat(folder: Path, name: str, script: Path, *objects: str) -> bytes:
     return (folder / f"{name}.bin").read_bytes()
 
 
+def _object(folder: Path, source: str, *flags: str) -> str:
+    """The name of what a file in C or assembly compiles to."""
+    made = f"{Path(source).stem}.o"
+    _zig(folder, "cc", "-target", "x86_64-freestanding-none", "-c", *flags, source, "-o", made)
+    return made
+
+
 def _rom(folder: Path, sectors: int) -> bytes:
     """The option ROM: of fixed size, its bytes sum up to 0."""
-    compile_ = ["cc", "-target", "x86_64-freestanding-none", "-c"]
-    _zig(folder, *compile_, str(HERE / "rom.S"), "-o", "rom.o")
     (folder / "rom.ld").write_text("SECTIONS { . = 0; .text : { *(.text*) } }\n")
-    code = bytearray(_flat(folder, "rom", folder / "rom.ld", "rom.o"))
+    code = bytearray(_flat(folder, "rom", folder / "rom.ld", _object(folder, str(HERE / "rom.S"))))
     assert len(code) <= _SECTORS_AT
     code += bytes(_ROM_BYTES - len(code))
     struct.pack_into("<I", code, _SECTORS_AT, sectors)
@@ -72,10 +77,8 @@ def run(jobs: Sequence[Job], folder: Path) -> list[np.ndarray]:
         '.section .request,"aw"\n.globl request, request_end\nrequest: .incbin "request.bin"\nrequest_end:\n'
     )
     (folder / "main.c").write_text((HERE / "image.c").read_text() + RUNTIME + calls(jobs))
-    compile_ = ["cc", "-target", "x86_64-freestanding-none", "-c"]
-    _zig(folder, *compile_, "-O1", "-w", "-ffreestanding", "-fno-builtin", "-mno-red-zone", "main.c", "-o", "main.o")
-    _zig(folder, *compile_, "request.S", "-o", "request.o")
-    image = _flat(folder, "image", HERE / "image.ld", "main.o", "request.o", "kernels.o")
+    main = _object(folder, "main.c", "-O1", "-w", "-ffreestanding", "-fno-builtin", "-mno-red-zone")
+    image = _flat(folder, "image", HERE / "image.ld", main, _object(folder, "request.S"), "kernels.o")
     cylinders = -(-len(image) // (_SECTOR * _TRACK))
     (folder / "disk.img").write_bytes(image + bytes(cylinders * _SECTOR * _TRACK - len(image)))
     (folder / "rom.img").write_bytes(_rom(folder, -(-len(image) // _SECTOR)))
