@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LEAST_GAIN = 1.015
 """A choice that gains less in the whole network is left out."""
 ROUNDS = 60
+ARENA = 1.1
+"""A choice whose tasks' scratch memory makes a network's arena larger than so much of its lower bound is left out."""
 
 
 def tune(records: Records, target: str, device: str, name: str, trials: int) -> None:
@@ -48,28 +50,54 @@ def tune(records: Records, target: str, device: str, name: str, trials: int) -> 
     xnorc.compile(model, target, tune=tuning, **options)
     for key in records.layers.keys() - known:
         records.layers[key] = replace(records.layers[key], layer=f"{name}: {records.layers[key].layer}")
+
+    def build(chosen: Records) -> xnorc.Package:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Records(Path(folder) / "chosen.json")
+            file.layers = chosen.layers
+            file.save()
+            return xnorc.compile(model, target, tuned=file.path, **options)
+
+    slim(records, name, build)
     if device != "qemu":
-        confirm(records, device, name, lambda file: xnorc.compile(model, target, tuned=file, **options), feeds)
+        confirm(records, device, name, build, feeds)
     records.save()
     if tuning.interrupted:
         raise KeyboardInterrupt
 
 
+def _only(records: Records, keys: Iterable[str]) -> Records:
+    """The same layers, of which all but some get the default's choices (not those that ship now)."""
+    chosen, kept = Records(records.path), set(keys)
+    chosen.layers = {
+        key: record if key in kept else replace(record, choices={}) for key, record in records.layers.items()
+    }
+    return chosen
+
+
+def _of(records: Records, name: str) -> dict[str, Any]:
+    return {key: record for key, record in records.layers.items() if record.layer.startswith(f"{name}: ")}
+
+
+def slim(records: Records, name: str, build: Callable[[Records], xnorc.Package]) -> None:
+    """Take back the choices for layers of ``name`` that need too much memory: see ``ARENA``."""
+    for key, record in _of(records, name).items():
+        if record.choices:
+            memory = build(_only(records, [key])).manifest["memory"]
+            if memory["arena_bytes"] > ARENA * memory["lower_bound_bytes"]:
+                print(f"{record.layer}: left out, with it the arena takes {memory['arena_bytes']:,} bytes")
+                records.layers[key] = replace(record, choices={}, us=record.shipped_us)
+
+
 def confirm(
-    records: Records, device: str, name: str, build: Callable[[Path], xnorc.Package], feeds: Mapping[str, np.ndarray]
+    records: Records, device: str, name: str, build: Callable[[Records], xnorc.Package], feeds: Mapping[str, np.ndarray]
 ) -> None:
     """Take back the choices for layers of ``name`` that gain nothing in it; the others' times become those in it."""
-    mine = {key: record for key, record in records.layers.items() if record.layer.startswith(f"{name}: ")}
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        sessions, steps = [], []
-        for kind in ("default", "tuned"):
-            file = Records(Path(folder) / f"{kind}.json")
-            for key, record in records.layers.items():
-                file.layers[key] = record if kind == "tuned" else replace(record, choices={})
-            file.save()
-            package = build(file.path)
-            steps = [step["name"] for step in package.manifest["steps"]]
-            sessions.append(stack.enter_context(parse_device(device).open(package, 1)))
+    mine = _of(records, name)
+    with ExitStack() as stack:
+        packages = [build(_only(records, ())), build(records)]
+        steps = [step["name"] for step in packages[-1].manifest["steps"]]
+        sessions = [stack.enter_context(parse_device(device).open(package, 1)) for package in packages]
         times: list[list[np.ndarray]] = [[], []]
         for _ in range(ROUNDS):
             for session, found in zip(sessions, times, strict=True):
@@ -99,9 +127,8 @@ def main() -> None:
     parser.add_argument("--anew", action="store_true")
     args = parser.parse_args()
     file = shipped.file(args.target)
-    found = (
-        ROOT / "build" / f"tune_shipped_{args.target}.json"
-    )  # with what gained nothing, so that it is not tried again
+    # With what gained nothing, so that it is not tried again.
+    found = ROOT / "build" / f"tune_shipped_{args.target}.json"
     found.parent.mkdir(exist_ok=True)
     for old in (file, found):
         if args.anew:
