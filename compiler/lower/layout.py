@@ -33,6 +33,9 @@ ELEMENTWISE = frozenset({
 })  # fmt: skip
 """Operators that act on each element by itself, however the tensor lies."""
 
+POOLS = frozenset({"AveragePool", "MaxPool"})
+"""Operators that leave less than they read: they work channels last for a reader that wants them first, too."""
+
 PACKERS = frozenset({"Pack", "PackLevels", "QuantizeMap"})
 """Operators of ours that read floats, move the channels last and write few bits of each."""
 
@@ -142,7 +145,7 @@ class Layout:
         node = fused.nodes[0]
         if fused.output in self.last:
             return self._is_block(fused) or (self.native(node) and any(name in self.last for name in node.input))
-        ends = node.op_type in PACKERS or not self._gives_maps(node)
+        ends = node.op_type in PACKERS | POOLS or not self._gives_maps(node)
         return ends and self.native(node) and node.input[0] in self.last
 
     def native(self, node: onnx.NodeProto) -> bool:
@@ -157,14 +160,15 @@ class Layout:
             ends = [self.types.get(name) for name in (node.input[0], node.output[0])]
             return all(kind is not None and len(kind.shape) == 4 and kind.dtype in _FLOATS for kind in ends)
         if node.op_type in ELEMENTWISE:
-            return all(self._fits(name) for name in node.input if name)
+            return all(self.fits(name) for name in node.input if name)
         rule = _NATIVE.get(node.op_type)
         if rule is None:
             return False
         kind = self.types.get(node.input[0])  # nothing known: refused later, with the reason
         return kind is not None and len(kind.shape) == 4 and rule(self, node, attrs)
 
-    def _fits(self, name: str) -> bool:
+    def fits(self, name: str) -> bool:
+        """Whether a tensor has no more than four axes, a computed one all four."""
         if name in self.constants:
             return self.constants[name].ndim <= 4
         kind = self.types.get(name)
@@ -190,6 +194,10 @@ def _over_pixels(layout: Layout, node: onnx.NodeProto, attrs: Attributes) -> boo
     if axes is None and len(node.input) > 1 and node.input[1] in layout.constants:
         axes = layout.constants[node.input[1]].tolist()
     return axes is not None and sorted(axis % 4 for axis in axes) == [2, 3]
+
+
+def _concat(layout: Layout, node: onnx.NodeProto, attrs: Attributes) -> bool:
+    return all(layout.fits(name) for name in node.input)
 
 
 def _conv(layout: Layout, node: onnx.NodeProto, attrs: Attributes) -> bool:
@@ -229,7 +237,18 @@ _NATIVE: dict[str, Callable[[Layout, onnx.NodeProto, Attributes], bool]] = {
     "GlobalAveragePool": lambda layout, node, attrs: True,
     "ReduceMean": _over_pixels,
     "Conv": _conv,
+    "Concat": _concat,
 }
+
+
+def turned(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node that names an axis, for tensors that lie channels last."""
+    made = onnx.NodeProto()
+    made.CopyFrom(node)
+    for attribute in made.attribute:
+        if attribute.name == "axis":
+            attribute.i = LAST.index(attribute.i % 4)
+    return made
 
 
 def convert(

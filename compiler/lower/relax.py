@@ -30,7 +30,7 @@ from . import functions, pooling, sorting  # noqa: F401  they register their con
 from .converters import CHECKS, CONVERTERS
 from .epilogue import Fused, float_chain, packed_copy, read_epilogue
 from .kernel import Epilogue, EpilogueStep, KernelCall
-from .layout import ELEMENTWISE, FIRST, LAST, PACKERS, Layout, constant_last, convert, physical
+from .layout import ELEMENTWISE, FIRST, LAST, PACKERS, POOLS, Layout, constant_last, convert, physical, turned
 from .program import DTYPES, STORED
 from .templates import Choices, Template
 
@@ -231,6 +231,8 @@ class Importer:
             outputs, results = [name for name, _ in pairs if name], [expr for name, expr in pairs if name]
         if not as_last and fused.output in self.layout.last and not fused.copies:
             results[0] = relax.op.permute_dims(self._bb.emit(results[0]), LAST)
+        elif as_last and anchor.op_type in POOLS and fused.output not in self.layout.last:
+            results[0] = relax.op.permute_dims(self._bb.emit(results[0]), FIRST)
         item = len(self.items)
         for number, (name, expr) in enumerate(zip(outputs, results, strict=True)):
             hint = f"n{item}_{number}"
@@ -295,8 +297,8 @@ class Importer:
 
     def _convert_last(self, node: onnx.NodeProto, steps: Sequence[EpilogueStep] = ()) -> list[relax.Expr]:
         """A standard operator on tensors that lie channels last."""
-        if node.op_type in (*ELEMENTWISE, "Cast"):
-            return self._convert(node, self._inputs(node, True), constant_last)
+        if node.op_type in (*ELEMENTWISE, "Cast", "Concat"):
+            return self._convert(turned(node), self._inputs(node, True), constant_last)
         data = self._read(node.input[0], True)
         return [convert(self._bb, node, data, self.constants, self.types[node.output[0]].shape, steps)]
 

@@ -131,3 +131,28 @@ def test_pools_and_depthwise_layers_between_binary_ones_stay_channels_last(targe
     run = run_on_host if target == "host" else partial(run_emulated, target=target)
     expected = golden.run(model, {"x": x})[y]
     np.testing.assert_allclose(run(model, {"x": x})[y], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "target", ["host", pytest.param("rpi4", marks=pytest.mark.slow), pytest.param("rpi2", marks=pytest.mark.slow)]
+)
+def test_feature_maps_side_by_side_stay_channels_last(target: str) -> None:
+    """ReActNet's doubling of channels, a stem that comes along, a concatenation of rows; a pool gives channels first back."""
+    net = RealNet((1, 3, 9, 11))
+    stem = net.node("Conv", "x", net.floats(20, 3, 3, 3), name="stem", pads=[1] * 4)
+    sign = net.sign(stem)
+    halves = [
+        net.node("Add", net.bn(net.conv(sign, 20, 20, (1, 1), name=f"half{i}"), 20), stem, name=f"sum{i}")
+        for i in range(2)
+    ]
+    y = net.node("Concat", *halves, stem, name="channels", axis=1)
+    y = net.node("Concat", y, net.node("Relu", y, name="relu"), name="rows", axis=-2)
+    wide = net.bn(net.conv(net.sign(y), 60, 60, (3, 3), pads=[1] * 4, name="wide"), 60)
+    y = net.node("AveragePool", net.node("Add", wide, y, name="sum"), name="pool", kernel_shape=[2, 3], strides=[2, 2])
+    package = xnorc.compile(net.model(y), target)
+    layouts = {tensor["name"]: tensor.get("layout") for tensor in package.manifest["tensors"]}
+    assert [layouts[f"{name}_y"] for name in ("channels", "rows", "sum")] == ["channels_last"] * 3
+    run = run_on_host if target == "host" else partial(run_emulated, target=target)
+    model, x = package.packed(), inputs(net.shape, 3)
+    expected = golden.run(model, {"x": x})[y]
+    np.testing.assert_allclose(run(model, {"x": x})[y], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
