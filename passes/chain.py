@@ -20,7 +20,7 @@ from .base import Context, Status, constant, producer, static_shape
 
 ELEMENTWISE = frozenset({
     "Abs", "Add", "Cast", "Ceil", "Clip", "Div", "Elu", "Floor", "HardSigmoid", "HardSwish", "LeakyRelu", "Max", "Min",
-    "Mul", "Neg", "PRelu", "Relu", "Round", "Selu", "Sigmoid", "Softsign", "Sub", "Tanh",
+    "Mul", "Neg", "PRelu", "Relu", "Round", "Selu", "Sigmoid", "Softsign", "Sub", "Tanh", "ThresholdedRelu",
 })  # fmt: skip
 RESHAPES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 """Operations that keep the row-major order of the elements."""

@@ -53,6 +53,7 @@ PASSES = (
     "weights.low_bit",
     "weights.lookup",
     "pack.gate",
+    "fuse.gelu_sign",
     "fuse.fuse_threshold",
     "fuse.float_threshold",
     "fuse.fuse_levels",

@@ -113,7 +113,7 @@ def packed_copy(node: onnx.NodeProto, perm: Sequence[int], constants: Mapping[st
     return PackedCopy(threshold[None], flip)
 
 
-_CHANNEL_STEPS = frozenset({"mul", "add", "sub", "rsub", "relu", "prelu", "clip"})
+_CHANNEL_STEPS = frozenset({"mul", "add", "sub", "rsub", "relu", "prelu", "clip", "cut"})
 
 
 def float_chain(
@@ -160,6 +160,8 @@ def _float_step(
         return EpilogueStep("relu")
     if node.op_type == "LeakyRelu":
         return EpilogueStep("prelu", np.full(channels, attrs.get("alpha", 0.01), np.float32))
+    if node.op_type == "ThresholdedRelu":
+        return EpilogueStep("cut", np.full(channels, attrs.get("alpha", 1.0), np.float32))
     if node.op_type == "PRelu":
         slope = constants.get(node.input[1])
         slope = None if slope is None else _per_channel(slope, rank, axis, channels)

@@ -20,12 +20,13 @@ class EpilogueStep:
     """One elementwise float32 operation on the running value ``v`` (what the accumulator has become so far).
 
     ``op``: ``mul`` v·p, ``add`` v+p, ``sub`` v−p, ``rsub`` p−v, ``div`` v/p, ``relu`` max(v, 0), ``prelu`` v if v ≥ 0 else v·p,
-    ``clip`` min(max(v, p), q). ``p`` (and ``q``) is a float32 array ``[O]``; or, where ``lies`` says along which axes of the
-    output ``p`` varies, a float32 array, or an int: the index into ``KernelCall.extra`` of a float32 tensor (a residual, a
-    scale of each sample). An int alone is a tensor in the output's order. Each operation rounds to float32 by itself.
+    ``clip`` min(max(v, p), q), ``cut`` v if v > p else 0. ``p`` (and ``q``) is a float32 array ``[O]``; or, where ``lies`` says
+    along which axes of the output ``p`` varies, a float32 array, or an int: the index into ``KernelCall.extra`` of a float32
+    tensor (a residual, a scale of each sample). An int alone is a tensor in the output's order. Each operation rounds to
+    float32 by itself.
     """
 
-    op: Literal["mul", "add", "sub", "rsub", "div", "relu", "prelu", "clip"]
+    op: Literal["mul", "add", "sub", "rsub", "div", "relu", "prelu", "clip", "cut"]
     p: np.ndarray | int | None = None
     q: np.ndarray | None = None
     lies: Lies | None = None

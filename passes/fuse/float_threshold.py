@@ -27,6 +27,7 @@ from ...golden import evaluate
 from ...opset import DOMAIN
 from ..base import Context, Pass, Status, add_constant, constant, only_consumer, producer, static_shape
 from ..chain import absorbed, original_name, per_channel
+from ..floats import COUNT, floats
 from ..graph import remove_node
 
 _TWO = frozenset({"Add", "Div", "Mul", "Sub"})
@@ -121,18 +122,6 @@ def _source(node: gs.Node, axis: int) -> gs.Tensor | None:
     return None if node.op == "LeakyRelu" and node.attrs.get("alpha", 0.01) < 0 else live[0]
 
 
-def _floats(order: np.ndarray) -> np.ndarray:
-    """The float32 of each place in their order: 0 for −∞ up to the last for +∞. −0 lies right below +0."""
-    keys = order.astype(np.int64) + _LOWEST
-    bits = np.where(keys >= 0, keys, np.int64(-(2**31)) - keys - 1)
-    return bits.astype(np.int64).astype(np.uint32).view(np.float32)
-
-
-_LOWEST = -0x7F800001
-"""The key of −∞: keys of floats from +0 on are their bits, below they are minus their magnitude's bits minus 1."""
-_COUNT = 2 * 0x7F800001
-
-
 def _threshold(
     pack: gs.Node, chain: list[gs.Node], axis: int, channels: int, opset: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -159,19 +148,19 @@ def _threshold(
     def bits(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The bit of each channel at ``places`` [rows, C], and whether it is a number that was compared."""
         with np.errstate(invalid="ignore"):
-            x = _floats(places).reshape(-1, channels)
+            x = floats(places).reshape(-1, channels)
             value = evaluate(nodes, {**feeds, "x": x}, [live], opset=opset)[live]
             outcome = value > limit if pack.attrs["strict"] else value >= limit
         return outcome ^ flip.astype(bool), ~np.isnan(value)  # type: ignore[union-attr]
 
-    _, known = bits(np.stack([np.zeros(channels, np.int64), np.full(channels, _COUNT - 1)]))
+    _, known = bits(np.stack([np.zeros(channels, np.int64), np.full(channels, COUNT - 1)]))
     low = np.where(known[0], 0, 1).astype(np.int64)
-    high = np.where(known[1], _COUNT - 1, _COUNT - 2).astype(np.int64)
+    high = np.where(known[1], COUNT - 1, COUNT - 2).astype(np.int64)
     (first, last), _ = bits(np.stack([low, high]))
     constant_bit = first == last
     for _ in range(_BITS):  # the bit at ``low`` is the first one, at ``high`` the last
         middle = (low + high) // 2
         (at,), _ = bits(middle[None])
         low, high = np.where(at == last, low, middle), np.where(at == last, middle, high)
-    threshold = np.where(constant_bit, np.float32(-np.inf), _floats(high))
+    threshold = np.where(constant_bit, np.float32(-np.inf), floats(high))
     return threshold.astype(np.float32), (~last).astype(np.uint8)

@@ -32,10 +32,10 @@ class FuseEpilogue(Pass):
     """From each BinaryConv or BinaryGemm along the path on which every tensor has one reader, up to the first misfit.
 
     * ``Pack`` of int32 with identity ``perm`` directly on the accumulator: the kernel stores bits.
-    * ``(Transpose to NCHW) → Cast to float32`` and then Relu, PRelu, LeakyRelu and Clip whose constants are one value or one
-      per channel, and Mul, Add, Sub and Div with a constant or a computed tensor that is a whole one (a residual) or one
-      value per image, channel or pixel, or a combination of these (``operand_lies``). A computed one must not depend on the
-      accumulator, so that it exists when the kernel runs.
+    * ``(Transpose to NCHW) → Cast to float32`` and then Relu, PRelu, LeakyRelu, ThresholdedRelu and Clip whose constants are
+      one value or one per channel, and Mul, Add, Sub and Div with a constant or a computed tensor that is a whole one (a
+      residual) or one value per image, channel or pixel, or a combination of these (``operand_lies``). A computed one must
+      not depend on the accumulator, so that it exists when the kernel runs.
     * Reshapes that leave images, channels and pixels where they are (the height 1 of a 1-D convolution).
 
     Nothing is computed differently: the nodes stay in the graph, and ``ctx.groups`` names their anchor. A tensor with
@@ -109,7 +109,7 @@ def is_step(node: gs.Node, value: gs.Tensor, channels_first: bool, below: set[in
         return False
     shape = static_shape(value)
     axis = 1 if channels_first else len(shape) - 1
-    if node.op in ("Relu", "LeakyRelu"):
+    if node.op in ("Relu", "LeakyRelu", "ThresholdedRelu"):
         return True
     if node.op in VIEWS:
         return keeps_places(shape, static_shape(node.outputs[0]), channels_first)

@@ -79,6 +79,8 @@ def apply_epilogue(acc: np.ndarray, epilogue: Epilogue, extra: Sequence[np.ndarr
                 value = np.where(value >= 0, value, value * p)
             case "clip":
                 value = np.minimum(np.maximum(value, p), step.q)
+            case "cut":
+                value = np.where(value > p, value, np.float32(0))
     assert value.dtype == np.float32
     return np.moveaxis(value, -1, 1) if epilogue.channels_first else value
 
@@ -161,6 +163,7 @@ def float_epilogue(rng: np.random.Generator, channels: int, residuals: int, chan
     steps = [
         EpilogueStep("mul", p()), EpilogueStep("add", p()), EpilogueStep("div", p()), EpilogueStep("sub", p()),
         EpilogueStep("prelu", p()), EpilogueStep("rsub", p()), EpilogueStep("clip", p() - np.float32(9), p() + np.float32(40)),
+        EpilogueStep("cut", p()),
     ]  # fmt: skip
     steps += [EpilogueStep(("add", "mul", "rsub", "sub")[i % 4], i) for i in range(residuals)]
     return Epilogue(

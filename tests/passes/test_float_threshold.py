@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.passes.mini import RealNet, compiled, count, reason, run
-from xnorc.passes.fuse.float_threshold import _COUNT, _floats
+from xnorc.passes.floats import COUNT, floats
 
 
 def chained(chain, zero=1, shape=(2, 9, 5, 6)):
@@ -14,8 +14,8 @@ def chained(chain, zero=1, shape=(2, 9, 5, 6)):
 
 
 def test_floats_are_counted_in_order():
-    places = np.array([0, 1, _COUNT // 2 - 2, _COUNT // 2 - 1, _COUNT // 2, _COUNT // 2 + 1, _COUNT - 2, _COUNT - 1])
-    found = _floats(places)
+    places = np.array([0, 1, COUNT // 2 - 2, COUNT // 2 - 1, COUNT // 2, COUNT // 2 + 1, COUNT - 2, COUNT - 1])
+    found = floats(places)
     expected = np.float32([-np.inf, -3.4028235e38, -1e-45, -0.0, 0.0, 1e-45, 3.4028235e38, np.inf])
     assert (found == expected).all() and (np.signbit(found) == np.signbit(expected)).all()
 

@@ -304,6 +304,8 @@ def apply(op: str, v: Expr, p: Expr, q: Expr, lanes: int) -> Expr:
         return tirx.max(v, zero)
     if op == "prelu":
         return tirx.Select(v >= zero, v, v * p)
+    if op == "cut":
+        return tirx.Select(v > p, v, zero)
     if op == "clip":
         return tirx.min(tirx.max(v, p), q)
     raise ValueError(f"unknown epilogue step '{op}'")
