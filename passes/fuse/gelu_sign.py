@@ -88,7 +88,9 @@ class GeluSign(Pass):
 def _rewrite(graph: gs.Graph, ctx: Context, packs: list[gs.Node]) -> bool:
     result = packs[0].inputs[0]
     limits = [constant(pack.inputs[1]) for pack in packs]
-    if len(result.outputs) != len(packs) or any(limit is None or np.unique(limit).size != 1 for limit in limits):
+    if len(result.outputs) != len(packs) or is_output(graph, result):
+        return False
+    if any(limit is None or np.unique(limit).size != 1 for limit in limits):
         return False
     function = _function(graph, result)
     if function is None:
@@ -100,10 +102,10 @@ def _rewrite(graph: gs.Graph, ctx: Context, packs: list[gs.Node]) -> bool:
         return False
     x = function.source
     if lows:
-        (low,) = lows
+        (alpha,) = lows
         x = add_node(
             graph, ctx, "ThresholdedRelu", [x], stands_for=function.nodes[-1], shape=static_shape(x), dtype=np.float32,
-            alpha=float(low),
+            alpha=float(alpha),
         )  # fmt: skip
     base = original_name(ctx, packs[0])
     for pack, limit, (low, first) in zip(packs, limits, found, strict=True):
