@@ -106,7 +106,7 @@ def layer_times(model: onnx.ModelProto, times: dict[str, float]) -> dict[str, fl
     """Microseconds of the model's layers, from those of ONNX Runtime's nodes. Layers that cannot be told are left out."""
     plain: dict[str, float] = {}
     for name, spent in times.items():
-        key = re.sub(r"(_nchwc|_quant|_token_\d+)+$", "", name)
+        key = re.sub(r"(_nchwc|_quant|_token_\d+|/\w+Fusion/?)+$", "", name)
         plain[key] = plain.get(key, 0.0) + spent
     taken: set[str] = set()
     found = {}

@@ -109,7 +109,7 @@ class OnnxRuntime(Engine):
         return times
 
     def layers(self, count: int) -> dict[str, float]:
-        """Median microseconds of each node of ONNX Runtime's own graph, by its name there."""
+        """Median microseconds of each product (convolution, Gemm, MatMul) of ONNX Runtime's own graph, by its name there."""
         with tempfile.TemporaryDirectory() as folder:
             options = self._options()
             options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
@@ -119,7 +119,9 @@ class OnnxRuntime(Engine):
             events = json.loads(Path(session.end_profiling()).read_text())
         found: dict[str, list[float]] = {}
         for event in events:
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+                continue
+            if any(product in event["args"]["op_name"] for product in ("Conv", "Gemm", "MatMul")):
                 found.setdefault(event["name"].removesuffix("_kernel_time"), []).append(float(event["dur"]))
         return {name: float(np.median(times)) for name, times in found.items()}
 

@@ -23,18 +23,12 @@ from ..costs import Work, choose
 from ..kernel import Kernel, KernelCall
 from . import table_product
 from .bit_serial import Serial, Sums
-from .common import Expr, Flat, broadcast, cast, function, number, outer_loop, scratch, shuffle, tile_start, tiles
+from .common import Expr, Flat, broadcast, cast, function, number, outer_loop, scratch, shuffle, tile_start
 from .outputs import Finished
 from .product import (
     CHANNELS,
-    MOST_PIXELS,
-    TASK_PIXELS,
-    TASKS,
-    Plan,
     class_tables,
     emit_rows,
-    rows_of_task,
-    threaded,
     work,
 )
 from .table_product import CHUNK, PIXELS, Groups
@@ -112,25 +106,6 @@ def _cheapest(call: KernelCall, serial: Serial, n: int, m: int) -> bool:
     return choose(call.target, layer) == "table"
 
 
-def plan(call: KernelCall, serial: Serial, groups: Groups, every: list[Pair]) -> Plan:
-    """As ``table_product.plan``."""
-    product = serial.product
-    row_bytes = product.weights.shape[1]
-    widest = max(PIXELS, call.target.vector_bytes // 4) if call.epilogue.channels_first else PIXELS
-    _, lanes = tiles(product.pixels, widest)
-    most = min(MOST_PIXELS, SPREAD_BYTES // (PLACE_BYTES * row_bytes * len(every)))
-    most = max(lanes, call.knobs.choose("pixels", most, TASK_PIXELS))
-    heavy = work(product) * serial.factors.size >= threaded()
-    if heavy:
-        most = min(most, max(2 * lanes, -(-product.images * product.pixels // TASKS)))
-    rows = rows_of_task(product.pixels, lanes, most)
-    row_tasks = -(-product.pixels // rows)
-    each, others = groups.count, product.images * row_tasks
-    if heavy and others < TASKS:
-        each = -(-groups.count // -(-TASKS // others))
-    return Plan(row_bytes, False, lanes, rows, row_tasks, each, -(-groups.count // each))
-
-
 def spread(rows: Flat, first: Expr, second: Expr | None, places: Flat, start: Expr, count: Expr) -> None:
     """``count`` chunks of the bytes of two planes → for the lower and the upper four bits where their table begins, uint16."""
     lower, upper, four = number(15, "uint8", CHUNK), number(0xF0, "uint8", CHUNK), number(4, "uint8", CHUNK)
@@ -152,7 +127,9 @@ def make(call: KernelCall, serial: Serial) -> Kernel:
     product, m = serial.product, serial.factors.shape[1]
     every = pairs([int(c) for c in call.attrs["x_coeffs"]])
     groups = Groups.of(product.weights.shape[0], call.knobs)
-    cut, gather = plan(call, serial, groups, every), product.gather
+    bytes_each = PLACE_BYTES * len(every)
+    cut = table_product.plan(call, product, groups, bytes_each, SPREAD_BYTES, serial.factors.size)
+    gather = product.gather
     blocks = product.weights.shape[0] // CHANNELS
     each_group = groups.width // CHANNELS
     group_bytes, plane_bytes = groups.width * cut.row_bytes, groups.count * groups.width * cut.row_bytes

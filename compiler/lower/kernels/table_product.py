@@ -102,19 +102,25 @@ def lay_out(weights: np.ndarray, groups: Groups) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(groups.count, groups.width, -1).transpose(0, 2, 1))
 
 
-def plan(call: KernelCall, product: Product, groups: Groups) -> Plan:
-    """As ``product.plan``; ``blocks`` are groups of channels here."""
+def plan(
+    call: KernelCall, product: Product, groups: Groups, places: int = 2, budget: int = SPREAD_BYTES, passes: int = 1
+) -> Plan:
+    """As ``product.plan``; ``blocks`` are groups of channels here.
+
+    ``places``: bytes that a byte of a row becomes, ``budget``: those of a task, ``passes``: over the bits.
+    """
     row_bytes = product.weights.shape[1]
     widest = max(PIXELS, call.target.vector_bytes // 4) if call.epilogue.channels_first else PIXELS
     _, lanes = tiles(product.pixels, widest)
-    most = call.knobs.choose("pixels", min(MOST_PIXELS, SPREAD_BYTES // (2 * row_bytes)), TASK_PIXELS)
+    most = call.knobs.choose("pixels", min(MOST_PIXELS, budget // (places * row_bytes)), TASK_PIXELS)
     most = max(lanes, most)
-    if work(product) >= threaded():
+    heavy = work(product) * passes >= threaded()
+    if heavy:
         most = min(most, max(2 * lanes, -(-product.images * product.pixels // TASKS)))
     rows = rows_of_task(product.pixels, lanes, most)
     row_tasks = -(-product.pixels // rows)
     each, others = groups.count, product.images * row_tasks
-    if work(product) >= threaded() and others < TASKS:
+    if heavy and others < TASKS:
         each = -(-groups.count // -(-TASKS // others))
     return Plan(row_bytes, False, lanes, rows, row_tasks, each, -(-groups.count // each))
 
