@@ -237,6 +237,11 @@ def modelled(network: Network, model: onnx.ModelProto, board: str, folder: Path)
     }  # fmt: skip
 
 
+def best(one: dict[str, float] | None, other: dict[str, float] | None) -> dict[str, float] | None:
+    """Of several tries of the ceilings the best: another program may have had the core."""
+    return {key: max(value, other[key]) for key, value in one.items()} if one and other else one or other
+
+
 def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     """What is newly known of a network, and what was not measured or modelled this time as it was."""
     if old is None:
@@ -308,9 +313,7 @@ def main() -> None:
     print(f"ceiling of one core: {facts['ceiling']}")
     for name in args.models:
         facts["networks"][name] = measure(NETWORKS[name], args)
-        again = ceilings()  # of several tries the best: another program may have had the core
-        if facts["ceiling"] is not None and again is not None:
-            facts["ceiling"] = {key: max(value, again[key]) for key, value in facts["ceiling"].items()}
+        facts["ceiling"] = best(facts["ceiling"], ceilings())
         say(facts["networks"][name], facts["ceiling"])
         if args.json:
             args.json.write_text(page.text(facts))
@@ -321,6 +324,8 @@ def main() -> None:
         facts["networks"] = {**kept, **{name: merged(kept.get(name), one) for name, one in facts["networks"].items()}}
         if not args.peers and stored:
             facts |= {key: stored[key] for key in ("machine", "ceiling")}
+        elif set(kept) - set(args.models):  # the ceiling of all that the page has: the best of the tries so far
+            facts["ceiling"] = best(facts["ceiling"], stored.get("ceiling"))
         facts["networks"] = {name: facts["networks"][name] for name in NETWORKS if name in facts["networks"]}
         FACTS.write_text(page.text(facts))
         page.write(json.loads(FACTS.read_text()))  # of the figures as they are stored

@@ -29,7 +29,7 @@ FIRST = (0, 3, 1, 2)
 
 ELEMENTWISE = frozenset({
     "Abs", "Add", "Clip", "Div", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "Neg", "Relu", "Round", "Sigmoid",
-    "Sqrt", "Sub", "Tanh",
+    "Sqrt", "Sub", "Tanh", "ThresholdedRelu",
 })  # fmt: skip
 """Operators that act on each element by itself, however the tensor lies."""
 
