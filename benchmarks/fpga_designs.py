@@ -52,7 +52,8 @@ from xnorc.targets import FpgaOptions
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from examples.fpga import shapes
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
 FACTS = DOCS / "fpga_designs.json"
 LIMITS = {"memory": 3.2, "constant": 1.9}
 """LUT4s a binary MAC and cycle that units with weights in memory, and with constant weights, are held against."""
@@ -60,8 +61,8 @@ LIMITS = {"memory": 3.2, "constant": 1.9}
 
 @dataclass(frozen=True)
 class Whole:
-    """A network on a board: ``network``: ``cnv`` or the sizes of dense layers; ``mhz``: 0 for the board's own clock; ``needs``:
-    what is asked for; ``seed``: of the placer.
+    """A network on a board: ``network``: ``cnv``, ``qfx`` or the sizes of dense layers; ``mhz``: 0 for the board's own clock;
+    ``needs``: what is asked for; ``seed``: of the placer.
     """
 
     network: str
@@ -78,19 +79,27 @@ class Whole:
         import torch
 
         torch.manual_seed(0)
+        names = {"input_names": ["image"], "output_names": ["scores"]}
+        if self.network == "qfx":
+            sys.path.append(str(ROOT / "examples" / "systems"))
+            import qfx
+
+            xnorc.export(qfx.Net().eval(), qfx.inputs(), path, **names)
+            return
         if self.network == "cnv":
             module, shape = shapes.Convolutional().eval(), (1, 3, 32, 32)
         else:
             sizes = tuple(map(int, self.network.split("-")))
             module, shape = shapes.Dense(sizes).eval(), (1, sizes[0])
         shapes.randomize(module, torch.rand(4, *shape[1:]))
-        xnorc.export(module, torch.rand(shape), path, input_names=["image"], output_names=["scores"])
+        xnorc.export(module, torch.rand(shape), path, **names)
 
 
 WHOLE = {
     "tfc": Whole("784-64-64-64-10", "ulx3s-85f", 10e6, 160, needs_fps=10e6, needs_mhz=150, needs_minutes=5),
     "tfc-memory": Whole("784-64-64-64-10", "ulx3s-85f", 1e6, 150, needs_mhz=150, needs_minutes=5),
     "cnv": Whole("cnv", "ulx3s-85f", 10e3, 100, needs_fps=10e3, needs_mhz=100, needs_minutes=40),
+    "qfx": Whole("qfx", "ulx3s-85f", 2e3),
     "icebreaker": Whole("256-64-64-10", "icebreaker", 1e4),
     "tangnano9k": Whole("784-64-64-10", "tangnano9k", 1e4),
 }

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 _MEMORY_MHZ = 90.0
 """Above it, a block RAM of the ECP5 gets its output register: without, it takes more than half a cycle; see ``outreg``."""
-_LARGE = 0.3
-"""Designs that take more of a chip's LUT4s are large. They keep the cells at the ends of their carry chains: CNV (37 % of the
-chip) was placed without them, in three quarters of the logic cells, but nextpnr's usual router stood still among crowded wires,
-and did so with them when elements were synthesized once; its second router, which they get, brings crowding down from step to
-step. Their reset is spread."""
+_LARGE = 0.22
+"""Designs that take more of a chip's LUT4s are large. nextpnr's usual router stood still among the crowded wires of CNV (37 %
+of the chip), and came to 20 to 50 s for 1,000 steps of the 99,000 and more that QFX (28 %) needs; its second router, which they
+get, brings crowding down from step to step, but did worse with TFC (18 %). They keep the cells at the ends of their carry
+chains: without them CNV was placed in three quarters of the logic cells, which the usual router could not connect. Their
+reset is spread."""
 _MARGIN = 0.1
 """By how much more than its clocks nextpnr is asked for, as a share (ECP5): it weighs a path by its delay over the period."""
 _LARGE_MARGIN = 0.02
