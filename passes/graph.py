@@ -7,7 +7,7 @@ of the original model as far as data flow allows, and the same graph always give
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,7 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from .. import golden
 from ..errors import ModelError, PassError
 from ..opset import DOMAIN, IR_VERSION, VERSION, functions
-from .base import Context, Levels, Options, Origin, is_output, replace_uses
+from .base import Context, Levels, Options, Origin, constant, is_output, replace_uses
 
 _OWN_KEYS = ("xnorc.source", "xnorc.group", "xnorc.for")
 _PRIVATE_KEYS = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
@@ -265,3 +265,22 @@ def node_proto(node: gs.Node) -> onnx.NodeProto:
     """The node as ONNX holds it."""
     with _quiet():
         return gs.exporters.onnx_exporter.OnnxExporter.export_node(node)
+
+
+def as_function(
+    source: gs.Tensor, nodes: Sequence[gs.Node], end: gs.Tensor, opset: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What ``nodes`` make of numbers in place of ``source``, read at ``end``: [M] → [M], by ONNX Runtime on the very nodes.
+
+    All their other inputs are constants of one number.
+    """
+    protos = [node_proto(node) for node in nodes]
+    fixed = {x.name: value.reshape(()) for node in nodes for x in node.inputs if (value := constant(x)) is not None}
+
+    def compute(values: np.ndarray) -> np.ndarray:
+        if not protos:
+            return values
+        found = golden.evaluate(protos, {**fixed, source.name: values}, [end.name], opset=opset)[end.name]
+        return np.broadcast_to(found, values.shape)
+
+    return compute

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
-from ...golden import evaluate
 from ..base import constant, producer, static_shape
-from ..graph import node_proto
+from ..graph import as_function
 from .grid import Quantizer
 
 _CHAIN = frozenset({"Abs", "Add", "Ceil", "Clip", "Div", "Floor", "Log", "Max", "Min", "Mul", "Neg", "Round", "Sub"})
@@ -74,18 +72,6 @@ def _walk(tensor: gs.Tensor, ops: frozenset[str], stop: set[int]) -> tuple[gs.Te
     return source, ordered
 
 
-def _run(source: gs.Tensor, nodes: list[gs.Node], end: gs.Tensor, values: np.ndarray, opset: int) -> np.ndarray:
-    """``end`` for these values of ``source``, by ONNX Runtime."""
-    feeds = {source.name: values}
-    for node in nodes:
-        for x in node.inputs:
-            value = constant(x)
-            if value is not None:
-                feeds[x.name] = np.asarray(value)
-    protos: list[onnx.NodeProto] = [node_proto(node) for node in nodes]
-    return np.broadcast_to(evaluate(protos, feeds, [end.name], opset=opset)[end.name], values.shape)
-
-
 def read_log_levels(tensor: gs.Tensor, quantizers: dict[int, Quantizer], opset: int) -> LogLevels | str | None:
     """What ``tensor`` is; the reason why it is not on a grid of powers of two; None where no quantizer of a Softmax is above.
 
@@ -105,7 +91,7 @@ def read_log_levels(tensor: gs.Tensor, quantizers: dict[int, Quantizer], opset: 
     source, chain = above
     inner = list(reversed(quantizer.nodes))
     codes = np.arange(quantizer.low, quantizer.high + 1, dtype=np.float32)
-    levels = _run(found[0], found[1], tensor, codes, opset).astype(np.float64)
+    levels = as_function(found[0], found[1], tensor, opset)(codes).astype(np.float64)
     used = levels != 0
     mantissa, exponent = np.frexp(levels)
     if not used.any() or (levels < 0).any() or (mantissa[used] != 0.5).any():
@@ -131,10 +117,11 @@ def _thresholds(
     source: gs.Tensor, nodes: list[gs.Node], end: gs.Tensor, codes: np.ndarray, opset: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Rising thresholds, and the index (into ``codes``) of the level between them, from p = 0 to p = 1."""
+    function = as_function(source, nodes, end, opset)
 
     def code_of(bits: np.ndarray) -> np.ndarray:
         """Codes of floats given by their bit patterns: for floats of one sign, these are in order."""
-        return _run(source, nodes, end, bits.astype(np.int32).view(np.float32), opset).astype(np.int64)
+        return function(bits.astype(np.int32).view(np.float32)).astype(np.int64)
 
     one = int(np.float32(1).view(np.int32))
     first, last = code_of(np.array([0, one]))

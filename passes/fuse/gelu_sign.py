@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import helper
 
-from ...golden import evaluate
 from ...opset import DOMAIN
 from ..base import Context, Pass, Status, add_constant, add_node, constant, is_output, producer, static_shape
 from ..chain import absorbed, original_name
 from ..floats import COUNT, floats
-from ..graph import dead_nodes, remove_node, toposort
+from ..graph import as_function, dead_nodes, remove_node, toposort
 
 _SMOOTH = frozenset({
     "Add", "Div", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Mish", "Mul", "Neg", "Pow", "Reciprocal", "Sigmoid",
@@ -28,28 +25,8 @@ _MOST = 16
 _SCANNED = 1 << 20
 """Floats, evenly spaced in their order, at which the function is evaluated: 4,096 between a power of two and the next."""
 
-
-@dataclass(frozen=True)
-class _Function:
-    """A function of one tensor, with single numbers beside it, that is made of ``nodes``."""
-
-    source: gs.Tensor
-    nodes: tuple[gs.Node, ...]
-    result: gs.Tensor
-
-    def __call__(self, x: np.ndarray, opset: int) -> np.ndarray:
-        names, feeds, nodes = {id(self.source): "x"}, {"x": x}, []
-        for i, node in enumerate(self.nodes):
-            for tensor in node.inputs:
-                if (value := constant(tensor)) is not None:
-                    names[id(tensor)] = f"c{len(feeds)}"
-                    feeds[names[id(tensor)]] = value.reshape(())
-            names[id(node.outputs[0])] = f"t{i}"
-            inputs = ["" if tensor.is_empty() else names[id(tensor)] for tensor in node.inputs]
-            nodes.append(helper.make_node(node.op, inputs, [f"t{i}"], **node.attrs))
-        with np.errstate(all="ignore"):
-            end = names[id(self.result)]
-            return evaluate(nodes, feeds, [end], opset=opset)[end]  # type: ignore[return-value]
+_Test = tuple[np.float32, bool]
+"""A threshold, and whether only greater numbers pass, or those equal to it as well."""
 
 
 class GeluSign(Pass):
@@ -87,40 +64,45 @@ class GeluSign(Pass):
 
 def _rewrite(graph: gs.Graph, ctx: Context, packs: list[gs.Node]) -> bool:
     result = packs[0].inputs[0]
-    limits = [constant(pack.inputs[1]) for pack in packs]
-    if len(result.outputs) != len(packs) or is_output(graph, result):
-        return False
-    if any(limit is None or np.unique(limit).size != 1 for limit in limits):
+    tests = [test for pack in packs if (test := _test(pack)) is not None]
+    if len(result.outputs) != len(packs) or is_output(graph, result) or len(tests) != len(packs):
         return False
     function = _function(graph, result)
     if function is None:
         return False
-    tests = [(np.float32(limit.flat[0]), bool(pack.attrs["strict"])) for limit, pack in zip(limits, packs, strict=True)]  # type: ignore[union-attr]
-    found = _sets(function, tests, ctx.opset)
+    source, nodes = function
+    found = _sets(as_function(source, nodes, result, ctx.opset), tests)
     lows = {low for low, _ in found or [] if low is not None}
     if found is None or len(lows) > 1:
         return False
-    x = function.source
+    x = source
     if lows:
         (alpha,) = lows
         x = add_node(
-            graph, ctx, "ThresholdedRelu", [x], stands_for=function.nodes[-1], shape=static_shape(x), dtype=np.float32,
+            graph, ctx, "ThresholdedRelu", [x], stands_for=nodes[-1], shape=static_shape(x), dtype=np.float32,
             alpha=float(alpha),
         )  # fmt: skip
     base = original_name(ctx, packs[0])
-    for pack, limit, (low, first) in zip(packs, limits, found, strict=True):
-        pack.inputs[0] = x if low is not None or first > 0 else function.source
-        pack.inputs[1] = add_constant(ctx, f"{base}/gelu_threshold", np.full_like(limit, first))
+    for pack, (low, first) in zip(packs, found, strict=True):
+        pack.inputs[0] = x if low is not None or first > 0 else source
+        limits = np.full(static_shape(pack.inputs[1]), first, np.float32)
+        pack.inputs[1] = add_constant(ctx, f"{base}/gelu_threshold", limits)
         pack.attrs["strict"] = 0
-    for node in function.nodes:
+    for node in nodes:
         absorbed(ctx, node, Status.FUSED, f"only its sign is needed, by '{base}'")
     for node in dead_nodes(graph):
         remove_node(graph, node)
     return True
 
 
-def _function(graph: gs.Graph, result: gs.Tensor) -> _Function | None:
-    """What computes ``result`` from the nearest tensor on which all of it depends, where that is not a mere chain."""
+def _test(pack: gs.Node) -> _Test | None:
+    """The test of a ``Pack`` with one threshold for all channels."""
+    limit = constant(pack.inputs[1])
+    return (limit.flat[0], bool(pack.attrs["strict"])) if limit is not None and np.unique(limit).size == 1 else None
+
+
+def _function(graph: gs.Graph, result: gs.Tensor) -> tuple[gs.Tensor, list[gs.Node]] | None:
+    """The nearest tensor on which all of ``result`` depends, and what computes it from there, where that is no mere chain."""
     place = {id(node): i for i, node in enumerate(graph.nodes)}
     inside: list[gs.Node] = []
     waiting, joined = [result], False
@@ -140,7 +122,7 @@ def _function(graph: gs.Graph, result: gs.Tensor) -> _Function | None:
         others = [x for x in live if not any(x is one for one in waiting)]
         waiting = [x for x in waiting if x is not tensor] + list({id(x): x for x in others}.values())
         joined = joined or len(waiting) > 1 or node.op in _BOWED
-    return _Function(waiting[0], tuple(inside), result)
+    return waiting[0], inside
 
 
 def _all_in(nodes: Sequence[gs.Node], inside: Sequence[gs.Node]) -> bool:
@@ -152,19 +134,19 @@ def _alike(x: gs.Tensor, result: gs.Tensor) -> bool:
 
 
 def _sets(
-    function: _Function, tests: Sequence[tuple[np.float32, bool]], opset: int
+    function: Callable[[np.ndarray], np.ndarray], tests: Sequence[_Test]
 ) -> list[tuple[np.float32 | None, np.float32]] | None:
-    """Where the function passes each test (a threshold, and whether only greater numbers pass).
+    """Where the function passes each test.
 
     ``(low, first)``: from ``first`` on, and (unless ``low`` is None) up to ``low``, where the function is zero. None where a
     test passes elsewhere.
     """
 
-    def passes(y: np.ndarray, test: tuple[np.float32, bool]) -> np.ndarray:
+    def passes(y: np.ndarray, test: _Test) -> np.ndarray:
         return y > test[0] if test[1] else y >= test[0]
 
     scanned = np.linspace(1, COUNT - 2, _SCANNED).astype(np.int64)
-    y = function(floats(scanned), opset)
+    y = function(floats(scanned))
     if np.isnan(y).any():
         return None
     found: list[tuple[np.float32 | None, np.float32]] = []
@@ -176,7 +158,7 @@ def _sets(
         exact = []
         for change in changes:
             near = np.arange(scanned[max(change - 1, 0)], scanned[min(change + 2, _SCANNED - 1)] + 1)
-            there = passes(function(floats(near), opset), test)
+            there = passes(function(floats(near)), test)
             (steps,) = np.nonzero(there[1:] != there[:-1])
             if len(steps) != 1:
                 return None

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..floats import LARGEST, from_keys, to_keys
+
 MAX_LEVELS = 256
 """Most levels of a quantizer: 8 bits."""
-_LARGEST = 0x7F7FFFFF
-"""Key of the largest finite float32."""
-_MAGNITUDE = 0x7FFFFFFF
 _WORK = 4 * MAX_LEVELS
 """Most intervals that are searched at a time: more means more levels than a quantizer has."""
 
@@ -37,18 +36,6 @@ class FloatSteps:
     flip: int
 
 
-def to_keys(values: np.ndarray) -> np.ndarray:
-    """float32 → int64 in the same order; both zeros are 0, neighbours differ by 1."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.int32).astype(np.int64)
-    return np.where(bits >= 0, bits, -(bits & _MAGNITUDE))
-
-
-def from_keys(keys: np.ndarray) -> np.ndarray:
-    """Inverse of ``to_keys``; 0 gives +0."""
-    bits = np.where(keys >= 0, keys, -keys | (1 << 31)).astype(np.uint32)
-    return bits.view(np.float32)
-
-
 def find_float_steps(evaluate: Evaluate) -> FloatSteps | str:
     """All steps of a monotone step function, or why it is none with 2 to 256 levels.
 
@@ -58,7 +45,7 @@ def find_float_steps(evaluate: Evaluate) -> FloatSteps | str:
     exponents = np.arange(-149, 128)
     grid = np.ldexp(np.repeat([1.0, 1.25, 1.5, 1.75], len(exponents)), np.tile(exponents, 4)).astype(np.float32)
     grid = grid[np.isfinite(grid) & (grid > 0)]
-    keys = np.unique(np.concatenate([to_keys(grid), -to_keys(grid), [0, _LARGEST, -_LARGEST]]))
+    keys = np.unique(np.concatenate([to_keys(grid), -to_keys(grid), [0, LARGEST, -LARGEST]]))
     values = evaluate(from_keys(keys))
     if len(np.unique(values)) > MAX_LEVELS:
         return f"it has more than {MAX_LEVELS} levels"
@@ -98,7 +85,7 @@ def find_float_steps(evaluate: Evaluate) -> FloatSteps | str:
     rng = np.random.default_rng(0)
     near = np.concatenate([steps + shift for shift in (-2, -1, 0, 1, 2)])
     around = rng.integers(steps[0] - 1000, steps[-1] + 1000, 4096)
-    anywhere = np.clip(np.concatenate([near, around, rng.integers(-_LARGEST, _LARGEST, 2048)]), -_LARGEST, _LARGEST)
+    anywhere = np.clip(np.concatenate([near, around, rng.integers(-LARGEST, LARGEST, 2048)]), -LARGEST, LARGEST)
     known_keys.append(anywhere)
     known_values.append(evaluate(from_keys(anywhere)))
     special = np.array([-np.inf, -0.0, 0.0, np.inf], np.float32)

@@ -25,19 +25,17 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ...golden import evaluate
 from ...opset import DOMAIN
 from ..base import Context, Origin, Pass, Status, add_constant, add_node, constant, producer, static_shape
 from ..chain import ELEMENTWISE, absorbed, original_name
-from ..graph import dead_nodes, node_proto, remove_node
+from ..floats import LARGEST, from_keys
+from ..graph import as_function, dead_nodes, remove_node
 from ..pack.pack import reshape
 from ..signs.zero_one import MOVES, ZeroOne, zero_one
 from .low_bit import weight_rows
 from .weight_codes import Encoded, encode
 
 _DEPTH = 8
-_LARGEST = 0x7F7FFFFF
-"""Key of the largest finite float32."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +121,10 @@ def _predicate(
     x: gs.Tensor, chain: tuple[gs.Node, ...], limit: np.float32, strict: bool, opset: int
 ) -> Callable[[np.ndarray], np.ndarray]:
     """What the model's own nodes answer for numbers in place of ``x``."""
-    protos = [node_proto(node) for node in chain]
-    given = [t for node in chain for t in node.inputs if constant(t) is not None]
-    feeds = {t.name: np.asarray(constant(t)).reshape(()) for t in given}
-    end = chain[-1].outputs[0].name if chain else ""
+    function = as_function(x, chain, chain[-1].outputs[0] if chain else x, opset)
 
     def above(values: np.ndarray) -> np.ndarray:
-        if chain:
-            values = evaluate(protos, {**feeds, x.name: values}, [end], opset=opset)[end]
+        values = function(values)
         with np.errstate(invalid="ignore"):
             return values > limit if strict else values >= limit
 
@@ -143,8 +137,8 @@ def find_step(above: Callable[[np.ndarray], np.ndarray]) -> tuple[np.float32, bo
     ``above``: float32 [M] → bool [M]. A phrase says why it is no single step over all finite numbers.
     """
     rng = np.random.default_rng(0)
-    keys = np.unique(np.append(rng.integers(-_LARGEST, _LARGEST, 4096), [-_LARGEST, -1, 0, 1, _LARGEST]))
-    values = above(_from_keys(keys))
+    keys = np.unique(np.append(rng.integers(-LARGEST, LARGEST, 4096), [-LARGEST, -1, 0, 1, LARGEST]))
+    values = above(from_keys(keys))
     changes = np.flatnonzero(values[1:] != values[:-1])
     if len(changes) != 1:
         return (
@@ -154,22 +148,16 @@ def find_step(above: Callable[[np.ndarray], np.ndarray]) -> tuple[np.float32, bo
     rises = bool(values[-1])
     while high - low > 1:
         middle = (low + high) // 2
-        if bool(above(_from_keys(np.array([middle])))[0]) == rises:
+        if bool(above(from_keys(np.array([middle])))[0]) == rises:
             high = middle
         else:
             low = middle
-    near = np.clip(np.arange(high - 5000, high + 5000), -_LARGEST, _LARGEST)
-    around = np.clip(high + rng.integers(-(1 << 24), 1 << 24, 20000), -_LARGEST, _LARGEST)
+    near = np.clip(np.arange(high - 5000, high + 5000), -LARGEST, LARGEST)
+    around = np.clip(high + rng.integers(-(1 << 24), 1 << 24, 20000), -LARGEST, LARGEST)
     every = np.concatenate([near, around, keys])
-    if (above(_from_keys(every)) != ((every >= high) == rises)).any():
+    if (above(from_keys(every)) != ((every >= high) == rises)).any():
         return "what they compare neither rises nor falls throughout"
-    return _from_keys(np.array([high]))[0], rises
-
-
-def _from_keys(keys: np.ndarray) -> np.ndarray:
-    """Integers to float32 in the same order, neighbours to neighbours; 0 is +0."""
-    bits = np.where(keys >= 0, keys, -keys | (1 << 31)).astype(np.uint32)
-    return bits.view(np.float32)
+    return from_keys(np.array([high]))[0], rises
 
 
 def _pack(

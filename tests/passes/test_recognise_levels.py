@@ -13,8 +13,9 @@ from tests.passes.mini import Net, RealNet, compiled, count, reason
 from xnorc.golden import evaluate, run
 from xnorc.model import prepare
 from xnorc.opset import DOMAIN
+from xnorc.passes.floats import from_keys, to_keys
 from xnorc.passes.graph import import_graph
-from xnorc.passes.levels.float_steps import FloatSteps, find_float_steps, from_keys, step_values, to_keys
+from xnorc.passes.levels.float_steps import FloatSteps, find_float_steps, step_values
 from xnorc.passes.levels.recognise_levels import RecogniseLevels
 from xnorc.passes.manager import Optimized, optimize
 

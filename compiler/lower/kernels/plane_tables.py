@@ -25,12 +25,7 @@ from . import table_product
 from .bit_serial import Serial, Sums
 from .common import Expr, Flat, broadcast, cast, function, number, outer_loop, scratch, shuffle, tile_start
 from .outputs import Finished
-from .product import (
-    CHANNELS,
-    class_tables,
-    emit_rows,
-    work,
-)
+from .product import CHANNELS, class_tables, emit_rows, work
 from .table_product import CHUNK, PIXELS, Groups
 
 SPREAD_BYTES = 24 << 10
