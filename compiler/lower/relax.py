@@ -26,7 +26,7 @@ from ..errors import ModelError, UnsupportedError
 from ..operations import count_macs, tensor_types
 from ..opset import DOMAIN, REGISTRY, TensorType
 from ..targets import Target
-from . import functions, pooling, sorting  # noqa: F401  they register their converters
+from . import functions, pooling, sorting, transposing  # noqa: F401  they register their converters
 from .converters import CHECKS, CONVERTERS
 from .epilogue import Fused, float_chain, packed_copy, read_epilogue
 from .kernel import Epilogue, EpilogueStep, KernelCall
@@ -230,9 +230,9 @@ class Importer:
                 raise UnsupportedError(anchor.name, anchor.op_type, f"its output '{lost[0]}' is not computed")
             outputs, results = [name for name, _ in pairs if name], [expr for name, expr in pairs if name]
         if not as_last and fused.output in self.layout.last and not fused.copies:
-            results[0] = relax.op.permute_dims(self._bb.emit(results[0]), LAST)
+            results[0] = transposing.permuted(self._bb, self._bb.emit(results[0]), LAST)
         elif as_last and anchor.op_type in POOLS and fused.output not in self.layout.last:
-            results[0] = relax.op.permute_dims(self._bb.emit(results[0]), FIRST)
+            results[0] = transposing.permuted(self._bb, self._bb.emit(results[0]), FIRST)
         item = len(self.items)
         for number, (name, expr) in enumerate(zip(outputs, results, strict=True)):
             hint = f"n{item}_{number}"
@@ -290,7 +290,7 @@ class Importer:
             return relax.const(moved, str(moved.dtype))
         if last == (name in self.layout.last):
             return value
-        return self._bb.emit(relax.op.permute_dims(value, LAST if last else FIRST))
+        return self._bb.emit(transposing.permuted(self._bb, value, LAST if last else FIRST))
 
     def _inputs(self, node: onnx.NodeProto, last: bool) -> list[relax.Expr | None]:
         return [self._read(name, last) if name else None for name in node.input]

@@ -80,6 +80,36 @@ def cases_of(seed: int) -> list[Case]:
     ]
 
 
+def pool_case(rng: np.random.Generator, axes: int = 2) -> Case:
+    kernel = [int(rng.choice([1, 2, 3, 5, 9, 11])) for _ in range(axes)]
+    attrs = {"kernel_shape": kernel, "strides": [int(rng.integers(1, 4)) for _ in range(axes)]}
+    if rng.random() < 0.3:
+        attrs["dilations"] = [int(rng.integers(1, 4)) for _ in range(axes)]
+    else:
+        attrs["pads"] = [int(rng.integers(0, size)) for size in (*kernel, *kernel)]
+    least = [(k - 1) * d + 1 for k, d in zip(kernel, attrs.get("dilations", [1] * axes), strict=True)]
+    shape = [int(rng.integers(1, 3)), int(rng.choice([1, 3, 17])), *(int(rng.integers(n, n + 24)) for n in least)]
+    return Case("MaxPool", [rng.standard_normal(shape, np.float32)], attrs=attrs)
+
+
+def transpose_case(rng: np.random.Generator) -> Case:
+    rank = int(rng.integers(2, 5))
+    shape = [int(rng.choice([1, 2, 3, 4, 5, 7, 8, 9, 16, 23])) for _ in range(rank)]
+    perm = [int(axis) for axis in rng.permutation(rank)]
+    return Case("Transpose", [rng.standard_normal(shape, np.float32)], attrs={"perm": perm})
+
+
+def moved_cases(seed: int) -> list[Case]:
+    """Operators that compute nothing new."""
+    rng = np.random.default_rng(seed)
+    return [
+        *(pool_case(rng) for _ in range(12)),
+        *(pool_case(rng, axes=1) for _ in range(4)),
+        *(transpose_case(rng) for _ in range(24)),
+        Case("Transpose", [rng.standard_normal((2, 70, 33), np.float32)], attrs={"perm": [0, 2, 1]}),
+    ]
+
+
 LARGE = [
     # Enough work to be spread over threads, in tasks that do not all have the same size.
     Case("Conv", [np.random.default_rng(1).standard_normal((1, 3, 61, 59), np.float32)],
@@ -120,6 +150,14 @@ def test_random_shapes(seed: int) -> None:
 @pytest.mark.parametrize("target", ["rpi4", "rpi2"])
 def test_random_shapes_emulated(target: str) -> None:
     check(cases_of(len(SEEDS)), lambda model, feeds: run_emulated(model, feeds, target))
+
+
+@pytest.mark.parametrize("target", ["host", "rpi4", "rpi2"])
+def test_pools_and_transposes_are_equal(target: str) -> None:
+    model, feeds = merged(cases := moved_cases(5))
+    got = run_on_host(model, feeds) if target == "host" else run_emulated(model, feeds, target)
+    for i, (name, value) in enumerate(golden.run(model, feeds).items()):
+        np.testing.assert_array_equal(got[name], value, str((cases[i].op, cases[i].inputs[0].shape, cases[i].attrs)))
 
 
 def test_work_for_threads() -> None:

@@ -18,9 +18,10 @@ from tvm.tirx.script import builder as T
 from ...opset import TensorType
 from ..kernel import Kernel, KernelCall
 from ..templates import Template
-from . import float_depthwise, float_depthwise_last, float_functions, float_product, float_rows
+from . import float_depthwise, float_depthwise_last, float_functions, float_max_pool, float_product, float_rows
 from .concat import concat
 from .top_k import top_k
+from .transpose import transpose
 
 if TYPE_CHECKING:
     from ...targets import Target
@@ -34,7 +35,7 @@ KERNELS: dict[str, Callable[[KernelCall], Kernel]] = {
     "conv": float_product.conv,
     "depthwise": float_depthwise.depthwise,
     "depthwise_last": float_depthwise_last.depthwise_last,
-    "max_pool": float_depthwise.max_pool,
+    "max_pool": float_max_pool.max_pool,
     "max_pool_last": float_depthwise_last.max_pool_last,
     "function": float_functions.map_elements,
     "layer_norm": float_rows.layer_norm,
@@ -42,6 +43,7 @@ KERNELS: dict[str, Callable[[KernelCall], Kernel]] = {
     "matmul": float_product.matmul,
     "softmax": float_rows.softmax,
     "top_k": top_k,
+    "transpose": transpose,
 }
 
 

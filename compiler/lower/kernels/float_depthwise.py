@@ -1,4 +1,4 @@
-"""``depthwise`` and pools: float32 windows over one channel for every output channel; vectors along a row.
+"""``depthwise`` and averages: float32 windows over one channel for every output channel; vectors along a row.
 
 A task takes one input channel. It copies the channel into a plane with its padding in it, one plane for each phase of the
 horizontal stride: then the input of neighbouring pixels lies side by side at every tap, whatever the stride, and no
@@ -7,9 +7,6 @@ border is left. A tile is a few rows of one vector each, so that several sums ar
 
 from __future__ import annotations
 
-import math
-
-from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..kernel import Kernel, KernelCall
@@ -38,17 +35,12 @@ def depthwise(call: KernelCall) -> Kernel:
     return _window(call)
 
 
-def max_pool(call: KernelCall) -> Kernel:
-    """Input: data ``[N, C, ...]``. Every window holds at least one element of it."""
-    return _window(call, "max")
-
-
 def average_pool(call: KernelCall) -> Kernel:
     """Input: data ``[N, C, ...]``. Padding, if any, counts as zeros."""
-    return _window(call, "average")
+    return _window(call, average=True)
 
 
-def _window(call: KernelCall, pool: str = "") -> Kernel:
+def _window(call: KernelCall, *, average: bool = False) -> Kernel:
     data = call.inputs[0].shape
     images, out_channels = call.output.shape[:2]
     height, width = data[2:] if len(data) == 4 else (1, data[2])
@@ -67,8 +59,7 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
     work = elements(call.output) * taps * PER_ELEMENT
 
     with function(call) as fn:
-        source, kernel = fn.input(0), None if pool else fn.input(1)
-        outside = -math.inf if pool == "max" else 0
+        source, kernel = fn.input(0), None if average else fn.input(1)
         finish = Finish(call)
         bias = fn.input(2) if finish.inputs > 2 else None
         finish.declare(fn)
@@ -86,16 +77,16 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
                     with T.Then():
                         if first:
                             with T.serial(0, first) as x:
-                                plane.store(start + x, number(outside, "float32"))
+                                plane.store(start + x, number(0, "float32"))
                         if last > first:
                             origin = (channel * height + row) * width + (first * sw + phase - left)
                             with T.serial(0, last - first) as x:
                                 plane.store(start + first + x, source.load(origin + x * sw))
                         if last < phase_width:
                             with T.serial(0, phase_width - last) as x:
-                                plane.store(start + last + x, number(outside, "float32"))
+                                plane.store(start + last + x, number(0, "float32"))
                     with T.Else(), T.serial(0, phase_width) as x:
-                        plane.store(start + x, number(outside, "float32"))
+                        plane.store(start + x, number(0, "float32"))
 
         with outer_loop(images * channels, work) as channel:
             plane = scratch(min(sw, (kw - 1) * dw + 1) * phase_size, "float32")
@@ -108,7 +99,7 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
                     y0 = T.Bind(tile_start(ty, out_height, tile_rows))
                     x0 = T.Bind(tile_start(tx, out_width, lanes))
                     sums = scratch(tile_rows * lanes, "float32")
-                    first = number(outside, "float32", lanes) if bias is None else broadcast(bias.load(place), lanes)
+                    first = number(0, "float32", lanes) if bias is None else broadcast(bias.load(place), lanes)
                     for r in range(tile_rows):
                         sums.store(r * lanes, first, lanes)
 
@@ -117,11 +108,7 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
                         for r in range(tile_rows):
                             at = ((y0 + r) * sh + y * dh) * phase_width + x0 + shift
                             so_far, value = sums.load(r * lanes, lanes), plane.load(at, lanes)
-                            if pool == "max":
-                                more = tirx.max(so_far, value)
-                            else:
-                                more = so_far + (value if weight is None else weight * value)
-                            sums.store(r * lanes, more, lanes)
+                            sums.store(r * lanes, so_far + (value if weight is None else weight * value), lanes)
 
                     def shift_of(x: Expr) -> Expr:
                         return x * dw % sw * phase_size + x * dw // sw
@@ -141,7 +128,7 @@ def _window(call: KernelCall, pool: str = "") -> Kernel:
                         at = ((channel * multiplier + m) * out_height + y0 + r) * out_width + x0
                         value = sums.load(r * lanes, lanes)
                         share = number(1 / taps, "float32", lanes)
-                        value = value * share if pool == "average" else value
+                        value = value * share if average else value
                         value = finish.apply(value, parameter, lanes)
                         out.store(at, value, lanes)
     return fn.kernel()
