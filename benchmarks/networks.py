@@ -40,6 +40,8 @@ PEERS = ("xnorc", "onnxruntime", "onnxruntime-int8", "larq")
 SIGN_ZERO = {"bireal18": 1, "reactnet": 1, "bibert": 1}
 """Networks whose signs take zero to +1 here, as Larq does; the others' own models say so."""
 LAYERS = ("Conv", "Gemm", "MatMul")
+RUNS = 3
+"""Runs of an engine in a row where layers are timed."""
 CHAIN = 5
 """Nodes behind a layer whose names ONNX Runtime may give to the layer that it fused them into."""
 
@@ -129,18 +131,24 @@ def shape_text(node: onnx.NodeProto, types: dict[str, tuple[int, ...]]) -> str:
     return f"{w[2]}x{w[3]} {x[1]}-{y[1]}" + (f" /{stride}" if stride != 1 else "") + f" @{y[2]}" + group
 
 
-def layers_of(model: onnx.ModelProto, engines: dict[str, Engine], repeats: int) -> list[dict[str, Any]]:
-    """Every layer of the model with each engine's time. xnorc's covers whatever its kernel does too: scale, shortcut, bits."""
+def layers_of(model: onnx.ModelProto, engines: dict[str, Engine], rounds: int) -> list[dict[str, Any]]:
+    """Every layer of the model with each engine's time, which take turns. xnorc's covers whatever its kernel does too: scale,
+    shortcut, bits."""
     ours = engines.get("xnorc")
     if not isinstance(ours, Xnorc):
         return []
-    times = np.median(ours.steps(repeats), axis=0)
+    profiles = {name: profile for name, engine in engines.items() if (profile := engine.profile()) is not None}
+    for _ in range(rounds):
+        for profile in profiles.values():
+            profile.run(RUNS)
+    found = {name: profile.times() for name, profile in profiles.items()}
+    times = found.pop("xnorc")
     types = {
         value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
         for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]
     }
     types |= {t.name: tuple(t.dims) for t in model.graph.initializer}
-    others = {name: layer_times(model, engine.layers(repeats)) for name, engine in engines.items() if name != "xnorc"}
+    others = {name: layer_times(model, spent) for name, spent in found.items()}
     steps = ours.package.manifest["steps"]
     rows = []
     for layer, (node, _) in names_of_layers(model).items():
@@ -149,10 +157,10 @@ def layers_of(model: onnx.ModelProto, engines: dict[str, Engine], repeats: int) 
         row: dict[str, Any] = {"layer": layer, "op": node.op_type, "shape": shape_text(node, types), "us": {}}
         if product is not None:
             row |= {"kernel": steps[product]["op"].split("+")[0], "macs": max(steps[i]["macs"] for i in mine)}
-            row["us"]["xnorc"] = float(sum(times[i] for i in mine))
-        for name, found in others.items():
-            if layer in found:
-                row["us"][name] = found[layer]
+            row["us"]["xnorc"] = sum(times[str(i)] for i in mine)
+        for name, spent in others.items():
+            if layer in spent:
+                row["us"][name] = spent[layer]
         rows.append(row)
     return rows
 
@@ -202,7 +210,7 @@ def measure(network: Network, args: argparse.Namespace) -> dict[str, Any]:
                 "sign_zero": SIGN_ZERO.get(network.name),
                 "engines": {name: summary(found) | {"bytes": engines[name].bytes} for name, found in times.items()},
                 "missing": missing,
-                "layers": layers_of(model, engines, max(5, args.rounds // 2)),
+                "layers": layers_of(model, engines, max(3, args.rounds // 3)),
             }
             if isinstance(ours := engines.get("xnorc"), Xnorc):
                 steps = ours.package.manifest["steps"]

@@ -28,10 +28,7 @@ class PeerError(RuntimeError):
 
 
 class Engine:
-    """One network on one engine. ``run`` gives times of whole runs in microseconds; ``close`` when done.
-
-    ``layers`` maps nodes of the ONNX model to microseconds, where the engine can tell (else it is empty).
-    """
+    """One network on one engine. ``run`` gives times of whole runs in microseconds; ``close`` when done."""
 
     name = ""
     bytes = 0
@@ -40,11 +37,23 @@ class Engine:
     def run(self, count: int) -> list[float]:
         raise NotImplementedError
 
-    def layers(self, count: int) -> dict[str, float]:
-        return {}
+    def profile(self) -> Profile | None:
+        """A way to time its layers, where the engine can tell."""
+        return None
 
     def close(self) -> None:
         """Give everything back."""
+
+
+class Profile:
+    """Times of a network's layers. ``times`` closes it: medians in microseconds, by the engine's names."""
+
+    def run(self, count: int) -> None:
+        """Run so often more."""
+        raise NotImplementedError
+
+    def times(self) -> dict[str, float]:
+        raise NotImplementedError
 
 
 class Xnorc(Engine):
@@ -68,9 +77,8 @@ class Xnorc(Engine):
             times.append((time.perf_counter() - start) * 1e6)
         return times
 
-    def steps(self, count: int) -> np.ndarray:
-        """Microseconds of every step, ``[count, steps]``."""
-        return self.session.bench(self.feeds, count, 1).astype(np.float64) / 1000
+    def profile(self) -> Profile:
+        return XnorcProfile(self)
 
     def close(self) -> None:
         self._stack.close()
@@ -108,15 +116,40 @@ class OnnxRuntime(Engine):
             times.append((time.perf_counter() - start) * 1e6)
         return times
 
-    def layers(self, count: int) -> dict[str, float]:
-        """Median microseconds of each product (convolution, Gemm, MatMul) of ONNX Runtime's own graph, by its name there."""
-        with tempfile.TemporaryDirectory() as folder:
-            options = self._options()
-            options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
-            run, session = self._bound(options)
-            for _ in range(count):
-                run()
-            events = json.loads(Path(session.end_profiling()).read_text())
+    def profile(self) -> Profile:
+        return OnnxRuntimeProfile(self)
+
+
+class XnorcProfile(Profile):
+    """By the number of the step."""
+
+    def __init__(self, engine: Xnorc) -> None:
+        self._engine = engine
+        self._found: list[np.ndarray] = []
+
+    def run(self, count: int) -> None:
+        self._found += list(self._engine.session.bench(self._engine.feeds, count, 1))
+
+    def times(self) -> dict[str, float]:
+        return {str(i): float(time) / 1000 for i, time in enumerate(np.median(self._found, axis=0))}
+
+
+class OnnxRuntimeProfile(Profile):
+    """By the name in ONNX Runtime's own graph: its products (convolution, Gemm, MatMul)."""
+
+    def __init__(self, engine: OnnxRuntime) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        options = engine._options()
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(self._folder.name) / "profile")
+        self._run, self._session = engine._bound(options)
+
+    def run(self, count: int) -> None:
+        for _ in range(count):
+            self._run()
+
+    def times(self) -> dict[str, float]:
+        with self._folder:
+            events = json.loads(Path(self._session.end_profiling()).read_text())
         found: dict[str, list[float]] = {}
         for event in events:
             if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
