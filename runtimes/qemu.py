@@ -43,7 +43,7 @@ class QemuSession(Session):
         super().__init__(device, package, threads)
         program = find_qemu(package.target.arch) if program is None else program
         wanted = package.target.qemu_cpu
-        cpu = wanted if wanted in known_cpus(program) else "max"
+        cpu = emulated_cpu(program, wanted)
         if cpu != wanted:
             self.notes.append(f"{qemu_version(program)} does not know the core {wanted}: emulating '-cpu max'")
         self._folder = tempfile.TemporaryDirectory(prefix="xnorc-")
@@ -104,6 +104,11 @@ def _ask(program: str, *arguments: str) -> str:
 def known_cpus(program: str) -> frozenset[str]:
     """Every word of QEMU's own list of cores (the list's form differs between versions)."""
     return frozenset(_ask(program, "-cpu", "help").split())
+
+
+def emulated_cpu(program: str, wanted: str) -> str:
+    """The core ``wanted``, or all that this QEMU can (``max``) where it does not know it."""
+    return wanted if wanted in known_cpus(program) else "max"
 
 
 @functools.cache

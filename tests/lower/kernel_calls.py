@@ -22,6 +22,7 @@ from xnorc.lower import link
 from xnorc.lower.kernel import Epilogue, EpilogueStep, Kernel, KernelCall, PackedCopy
 from xnorc.lower.knobs import Knobs
 from xnorc.opset import REGISTRY, TensorType, operand_lies, pack_bits
+from xnorc.runtimes.qemu import emulated_cpu
 
 
 @dataclass
@@ -327,8 +328,9 @@ def run_emulated(jobs: Sequence[Job], folder: Path) -> list[np.ndarray]:
                "-w", "-static", "-o", "run", "main.c", "kernels.o"]  # fmt: skip
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
     done = subprocess.run(
-        [qemu, "-cpu", target.qemu_cpu, str(folder / "run")], input=request(jobs), capture_output=True, timeout=300
-    )
+        [qemu, "-cpu", emulated_cpu(qemu, target.qemu_cpu), str(folder / "run")],
+        input=request(jobs), capture_output=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-500:]!r}"
     return answers(jobs, done.stdout)
 
