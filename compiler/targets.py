@@ -88,6 +88,10 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(lines[0]) if lines else frozenset()
 
 
+_AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512_vpopcntdq")
+"""What AVX-512 must have to be used: it counts bits, in registers of all sizes."""
+
+
 @functools.cache
 def _host() -> Target:
     machine = platform.machine().lower()
@@ -99,13 +103,12 @@ def _host() -> Target:
     flags = _cpu_flags()
     wanted = ("avx2", "bmi2", "fma", "popcnt", "ssse3", "sse4_1", "sse4_2")
     features = [flag for flag in wanted if flag in flags]
-    if "avx512_vpopcntdq" in flags and "avx512vl" in flags:
-        features += ["avx512f", "avx512vl", "avx512bw", "avx512vpopcntdq"]
-        if "avx512_bitalg" in flags:
-            features.append("avx512bitalg")
+    if {"avx2", "fma", *_AVX512} <= flags:
+        features += [flag.replace("_", "") for flag in (*_AVX512, "avx512_bitalg", "avx512_vnni") if flag in flags]
+    names = ["x86-64", *["AVX2"] * ("avx2" in features), *["AVX-512"] * ("avx512f" in features)]
     return Target(
         name="host",
-        description="this machine (x86-64" + (", AVX2)" if "avx2" in features else ")"),
+        description=f"this machine ({', '.join(names)})",
         arch="x86_64",
         llvm={
             "kind": "llvm",

@@ -1,7 +1,8 @@
 """What a layer of few bits costs on a core, by kernel: the model by which its kernel is chosen, in the open.
 
 A kernel's rate is what it reaches on a 3x3 layer of 128 channels at 28x28, everything it does included: modelled for Arm
-cores (``xnorc bench --cycles``), measured on a Zen 3 for AVX2, scaled by the width of the vector units for the others.
+cores (``xnorc bench --cycles``), measured on a Zen 3 for AVX2 and on a Zen 4 for AVX-512, scaled by the width of the vector
+units for the others.
 ``n`` planes of activations times ``m`` of weights take n·m passes over bits, about half as many of lookups, but one over
 8-bit integers, for which every task decodes the planes of the weights that it uses. So bits win for few planes and
 integers for many.
@@ -48,7 +49,7 @@ _A72 = Rates(80.0, None, 3.2, "smull", 4.0, 3.1)
 _A76 = Rates(80.0, None, 17.0, "sdot", 8.0, 2.9)
 _A7 = Rates(15.0, None, 0.8, "vmull", 1.0, 1.0)
 _AVX2 = Rates(100.0, 150.0, 19.0, "pmaddwd", 14.0, 7.4)
-_AVX512 = Rates(200.0, None, 19.0, "pmaddwd", 14.0, 7.4)
+_AVX512 = Rates(265.0, None, 19.0, "pmaddwd", 14.0, 7.4)
 _PLAIN = Rates(16.0, None, 1.0, "one by one", 1.0, 1.0)
 
 
@@ -61,7 +62,7 @@ def rates(target: Target) -> Rates:
     if target.arch == "arm":
         return _A7
     if target.arch == "x86_64" and "avx2" in target.features:
-        return _AVX512 if "avx512bitalg" in target.features else _AVX2
+        return _AVX512 if "avx512vpopcntdq" in target.features else _AVX2
     return _PLAIN
 
 

@@ -24,6 +24,19 @@ from xnorc.lower.knobs import Knobs
 from xnorc.opset import REGISTRY, TensorType, operand_lies, pack_bits
 from xnorc.runtimes.qemu import emulated_cpu
 
+HOSTS = ("host", "host-avx2") if "avx512f" in targets.get("host").features else ("host",)
+"""This machine, and the same without AVX-512 where it has that."""
+
+
+def target_of(name: str) -> targets.Target:
+    """The target ``name``, one of ``HOSTS`` among them."""
+    if name != "host-avx2":
+        return targets.get(name)
+    host = targets.get("host")
+    llvm = {**host.llvm, "mattr": [feature for feature in host.llvm["mattr"] if "avx512" not in feature]}
+    features = frozenset(feature for feature in host.features if "avx512" not in feature)
+    return dataclasses.replace(host, name=name, llvm=llvm, features=features)
+
 
 @dataclass
 class Job:
@@ -103,7 +116,7 @@ def make_job(name: str, case: Case, target: str = "host", epilogue: Epilogue | N
         inputs=tuple(TensorType.of(x) for x in inputs),
         constants={i: inputs[i] for i in known},
         output=TensorType.of(expected),
-        target=targets.get(target),
+        target=target_of(target),
         epilogue=epilogue,
         extra=tuple(TensorType.of(x) for x in extra),
         copies=tuple(TensorType.of(copy) for copy in copies),

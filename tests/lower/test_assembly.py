@@ -181,18 +181,23 @@ def test_avx2_looks_counts_up(monkeypatch: pytest.MonkeyPatch, channels: int) ->
         assert not any("ymm" in line and line.endswith("(%rsp)") for line in loop), "the sums do not fit the registers"
 
 
-WORDS = ("avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512vpopcntdq")
-AVX512 = (WORDS, (*WORDS, "avx512bitalg"))
-"""Features of processors that count bits of words, and of bytes too."""
+AVX512 = ("avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512vpopcntdq")
+"""Features of processors that count the bits of words."""
 
 
-def test_avx512_counts_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the processor counts the bits of bytes, nothing is looked up. ``test_avx512`` runs it."""
-    monkeypatch.setattr(targets, "get", lambda name: x86(*AVX512[1]))
-    loops = [loop for loop in innermost_loops(assembly("x86", 128)) if "vpopcntb" in operations(loop)]
+@pytest.mark.parametrize("channels", [64, 128, 256])
+def test_avx512_counts_words(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
+    """Three instructions for 512 products, all in registers of 64 bytes. ``test_avx512`` runs it."""
+    monkeypatch.setattr(targets, "get", lambda name: x86(*AVX512))
+    loops = [loop for loop in innermost_loops(assembly("x86", channels)) if "vpopcntq" in operations(loop)]
     assert loops
-    for ops in map(operations, loops):
-        assert "vpshufb" not in ops and ops["vpaddb"] == ops["vpopcntb"]
+    for loop in loops:
+        ops = operations(loop)
+        assert ops["vpxorq"] == ops["vpopcntq"] >= ops["vpaddq"] > 0 and "vpshufb" not in ops
+        assert all("zmm" in line for line in loop if line.startswith(("vpxorq", "vpopcntq", "vpaddq")))
+        assert not any("zmm" in line and line.endswith("(%rsp)") and line.startswith("vmov") for line in loop), (
+            "spilled"
+        )
 
 
 def test_no_multiply_add_in_floats() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.lower.kernel_calls import (
+    HOSTS,
     Job,
     bits_epilogue,
     check,
@@ -146,19 +147,22 @@ def epilogue_jobs(target: str) -> list[Job]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=describe)
-def test_case(case: Case) -> None:
-    job = make_job("kernel", case)
+@pytest.mark.parametrize("host", HOSTS)
+def test_case(case: Case, host: str) -> None:
+    job = make_job("kernel", case, host)
     check(job, run_here(job))
 
 
 @pytest.mark.parametrize("case", more_cases(), ids=describe)
-def test_other_paths(case: Case) -> None:
-    job = make_job("kernel", case)
+@pytest.mark.parametrize("host", HOSTS)
+def test_other_paths(case: Case, host: str) -> None:
+    job = make_job("kernel", case, host)
     check(job, run_here(job))
 
 
-def test_epilogues() -> None:
-    for job in epilogue_jobs("host"):
+@pytest.mark.parametrize("host", HOSTS)
+def test_epilogues(host: str) -> None:
+    for job in epilogue_jobs(host):
         check(job, run_here(job))
 
 
@@ -242,12 +246,14 @@ def test_portable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "which", [micro.AARCH64, micro.CORTEX_A53, micro.ARMV7, micro.AVX2, micro.PORTABLE], ids=lambda m: m.name
+    "which",
+    [micro.AARCH64, micro.CORTEX_A53, micro.ARMV7, micro.AVX2, micro.AVX512, micro.PORTABLE],
+    ids=lambda m: m.name,
 )
 def test_narrow_lanes_never_overflow(which: micro.Micro) -> None:
     """``longest`` steps of all-different bits still fit a lane of ``part``."""
     dtype, lanes = which.part
-    in_a_lane = micro.STEP * micro.CHANNELS * 8 // lanes
+    in_a_lane = which.unit * micro.CHANNELS * 8 // lanes
     assert which.longest * in_a_lane <= np.iinfo(dtype).max
 
 
@@ -257,7 +263,7 @@ def test_select(name: str) -> None:
     chosen = micro.select(target)
     names = {"aarch64": ("aarch64", "cortex-a53"), "arm": ("armv7",)}.get(target.arch, (chosen.name,))
     assert chosen.name in names and (chosen.name == "cortex-a53") == (target.llvm["mcpu"] == "cortex-a53")
-    assert chosen.grain in (8, 16) and (chosen.half is None) == (chosen.grain == 16)
+    assert chosen.grain in (8, 16) and (chosen.half is None) == (chosen.grain == chosen.unit)
 
 
 def test_rows_of_task_leaves_whole_tiles() -> None:
@@ -289,9 +295,10 @@ def test_scratch_is_bounded() -> None:
         assert workspace <= product.ROWS_BYTES + 4 * product.MOST_PIXELS + 1024
 
 
+@pytest.mark.parametrize("host", HOSTS)
 @given(data=st.data())
 @settings(max_examples=12, deadline=None)
-def test_random_conv(data: st.DataObject) -> None:
+def test_random_conv(host: str, data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:
         return data.draw(st.integers(low, high))
 
@@ -307,15 +314,16 @@ def test_random_conv(data: st.DataObject) -> None:
     k = kernel[0] * kernel[1] * case[1]["channels"] // group
     kind = draw(0, 3)
     if kind < 2:
-        job = make_job("kernel", case, epilogue=bits_epilogue(rng, out, k) if kind else None)
+        job = make_job("kernel", case, host, epilogue=bits_epilogue(rng, out, k) if kind else None)
     else:
-        job = float_job("kernel", case, rng, "host", channels_first=kind == 2, residuals=1)
+        job = float_job("kernel", case, rng, host, channels_first=kind == 2, residuals=1)
     check(job, run_here(job))
 
 
+@pytest.mark.parametrize("host", HOSTS)
 @given(data=st.data())
 @settings(max_examples=10, deadline=None)
-def test_random_table_products(data: st.DataObject) -> None:
+def test_random_table_products(host: str, data: st.DataObject) -> None:
     """Convolutions wide enough for lookups: odd numbers of channels, pixels and bytes, every epilogue."""
 
     def draw(low: int, high: int) -> int:
@@ -330,15 +338,16 @@ def test_random_table_products(data: st.DataObject) -> None:
     out, k = case[2][1].shape[0], kernel[0] * kernel[1] * case[1]["channels"]
     kind = draw(0, 3)
     if kind < 2:
-        job = make_job("kernel", case, epilogue=bits_epilogue(rng, out, k) if kind else None)
+        job = make_job("kernel", case, host, epilogue=bits_epilogue(rng, out, k) if kind else None)
     else:
-        job = float_job("kernel", case, rng, "host", channels_first=kind == 2, residuals=1)
+        job = float_job("kernel", case, rng, host, channels_first=kind == 2, residuals=1)
     check(job, run_here(job))
 
 
+@pytest.mark.parametrize("host", HOSTS)
 @given(data=st.data())
 @settings(max_examples=8, deadline=None)
-def test_random_depthwise(data: st.DataObject) -> None:
+def test_random_depthwise(host: str, data: st.DataObject) -> None:
     """Counters across channels: every number of digits, borders, tails."""
 
     def draw(low: int, high: int) -> int:
@@ -354,7 +363,7 @@ def test_random_depthwise(data: st.DataObject) -> None:
     epilogue = dataclasses.replace(
         bits_epilogue(rng, channels, taps), threshold=rng.integers(-taps - 1, taps + 3, channels).astype(np.int32)
     )
-    job = make_job("kernel", case, epilogue=epilogue)
+    job = make_job("kernel", case, host, epilogue=epilogue)
     check(job, run_here(job))
 
 
@@ -362,19 +371,20 @@ def test_without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel that counts byte by byte, where this machine would look up."""
     monkeypatch.setattr(table_product, "suits", lambda call, product: False)
     for case in [c for c in more_cases() if c[0] in ("BinaryConv", "BinaryGemm")][::3]:
-        job = make_job("kernel", case)
+        job = make_job("kernel", case, HOSTS[-1])
         check(job, run_here(job))
 
 
+@pytest.mark.parametrize("host", HOSTS)
 @given(data=st.data())
 @settings(max_examples=12, deadline=None)
-def test_random_gemm(data: st.DataObject) -> None:
+def test_random_gemm(host: str, data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     rows = tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=2)))
     k, out = data.draw(st.integers(1, 1500)), data.draw(st.integers(1, 40))
     case = gemm_case(rng, rows=rows, k=k, out=out, holes=data.draw(st.integers(0, 20)))
     epilogue = [None, bits_epilogue(rng, out, k), float_epilogue(rng, out, 0, False)][data.draw(st.integers(0, 2))]
-    job = make_job("kernel", case, epilogue=epilogue)
+    job = make_job("kernel", case, host, epilogue=epilogue)
     check(job, run_here(job))
 
 

@@ -74,11 +74,11 @@ def binary_attention(call: KernelCall) -> Kernel:
             first = row_task * each
             count = each if rows % each == 0 else tirx.min(each, rows - first)
             laid_keys = scratch(key_width * score_bytes, "uint8")
-            lay_out_rows(scored, score_bytes, key_rows, image, laid_keys)
+            lay_out_rows(scored, score_bytes, micro.unit, key_rows, image, laid_keys)
             laid_values = scratch(summed.blocks * CHANNELS * flag_bytes, "uint8")
-            lay_out_rows(summed, flag_bytes, values, image, laid_values)
+            lay_out_rows(summed, flag_bytes, micro.unit, values, image, laid_values)
             output.ones = scratch(summed.blocks * CHANNELS, "int32")
-            count_ones(summed, flag_bytes, laid_values, output.ones)
+            count_ones(summed, flag_bytes, micro.unit, laid_values, output.ones)
             left = queries
             if not in_place:
                 left = scratch(min(each, rows) * score_bytes, "uint8")

@@ -69,7 +69,7 @@ def make(call: KernelCall, serial: Serial) -> Kernel:
     most = min(cut.rows, product.pixels)
 
     def laid_out(planes: np.ndarray) -> np.ndarray:
-        return np.stack([micros.lay_out(plane, cut.row_bytes) for plane in planes])
+        return np.stack([micros.lay_out(plane, cut.row_bytes, micro.unit) for plane in planes])
 
     with function(call) as fn:
         source = fn.input(0)

@@ -47,6 +47,10 @@ TASKS = 16
 """Tasks worth having when threads share the work: four for each of four cores."""
 FEWEST_TASKS = 8
 """Tasks to have even where that means to gather the same columns for several tasks."""
+GATHERED = 8
+"""Windows gathered together: of more, too few lie inside the image from the first to the last."""
+WIDE = 16
+"""Numbers in a register of AVX-512."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +86,26 @@ class Tile:
         return self.vectors * self.lanes
 
 
-def tile_of(call: KernelCall, rows: int, columns: int) -> Tile:
-    """The shipped tile, or what was chosen in its place: any shape whose sums fit the registers."""
+def tile_of(call: KernelCall, rows: int, columns: int, panel: int | None = None) -> Tile:
+    """The shipped tile, or what was chosen in its place: any shape whose sums fit the registers. ``panel``: columns side by
+    side, where they are laid out."""
     shipped = choose_tile(call.target, rows, columns)
     if rows <= 2:
         return shipped
     registers = 28 if call.target.arch == "aarch64" else 14
+    if "avx512f" in call.target.features and columns >= WIDE and (panel is None or panel % WIDE == 0):
+        shipped, registers = wide_tile(rows, columns), 28
     others = [count for count in (1, 2, 3, 4) if (count - 1) * shipped.lanes < columns]
     vectors = call.knobs.choose("vectors", shipped.vectors, others)
     most = registers // vectors
     height = call.knobs.choose("rows", min(shipped.rows, most), [r for r in range(2, most + 1) if r <= rows])
     return Tile(height, vectors, shipped.lanes)
+
+
+def wide_tile(rows: int, columns: int) -> Tile:
+    """The tile of AVX-512: 24 of 32 registers are sums, 3 columns; a row's value is an operand in memory."""
+    fewest = min(range(min(8, rows) // 2 + 1, min(8, rows) + 1), key=lambda size: -(-rows // size) * (size + 2))
+    return Tile(fewest, min(3, -(-columns // WIDE)), WIDE)
 
 
 def choose_tile(target: Target, rows: int, columns: int) -> Tile:
@@ -185,7 +198,7 @@ def gather(product: Product, window: Window, source: Flat, image: Expr, first: E
             for shift, lanes in pieces(count, product.tile.lanes):
                 panel.store(place + c * pitch + shift, source.load(base + c * size + first + shift, lanes), lanes)
     else:
-        widest = product.tile.lanes if window.out_width % product.tile.lanes == 0 else 4
+        widest = min(GATHERED if window.out_width % GATHERED == 0 else 4, product.tile.lanes)
 
         def inside(at: Expr, row: Expr, column: Expr, lanes: int) -> None:
             with T.serial(0, window.channels) as c, T.serial(0, kh) as y, T.serial(0, kw) as x:
@@ -421,6 +434,6 @@ def matmul(call: KernelCall) -> Kernel:
 def linear(call: KernelCall) -> Kernel:
     """``FloatLinear``: rows ``[m, k]``, columns as ``lay_out`` gives them, maybe a bias (as long as they, padded)."""
     rows, depth, columns = (call.attrs[key] for key in ("m", "k", "n"))
-    tile = tile_of(call, rows, columns)
+    tile = tile_of(call, rows, columns, panel_width(columns))
     product = Product(1, 1, rows, columns, depth, None, tile)
     return make(call, product, True, "columns" if Finish(call).inputs > 2 else "none")

@@ -1,8 +1,8 @@
 """The inner loops of the binary product, one for each kind of machine, and the choice among them.
 
 A micro-kernel counts, for a tile of a few pixels and 8 output channels, the bits in which a pixel's row of bytes differs
-from a channel's weights. Rows are cut into steps of 16 bytes and, where a machine can, a last half step of 8. Weights are
-laid out as they are read: ``[block of 8 channels][step][channel of the block][byte of the step]``.
+from a channel's weights. Rows are cut into steps of 16 bytes (``Micro.unit``) and, where a machine can, a last half step of 8.
+Weights are laid out as they are read: ``[block of 8 channels][step][channel of the block][byte of the step]``.
 
 Counts first pile up in narrow lanes (``Micro.part``), as wide as ``Micro.longest`` steps can fill without overflow, and
 are then added to the tile's totals: one vector of 8 channels for each pixel, in channel order.
@@ -20,13 +20,14 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from . import cortex_a7, cortex_a53
-from .common import Expr, Flat, cast, intrinsic, number, scratch, shuffle, tree
+from .common import Expr, Flat, broadcast, cast, intrinsic, number, scratch, shuffle, tree
 
 if TYPE_CHECKING:
     from ...targets import Target
     from ..knobs import Knobs
 
 STEP = 16
+WORD = 8
 CHANNELS = 8
 
 
@@ -42,16 +43,18 @@ class Tile:
     row_bytes: int
     common: bool = False
     """Count the bits that both have, in place of those that differ."""
+    unit: int = STEP
+    """Bytes of a step."""
 
     @property
     def steps(self) -> int:
         """Whole steps."""
-        return self.row_bytes // STEP
+        return self.row_bytes // self.unit
 
     @property
     def half(self) -> bool:
         """Whether a half step follows."""
-        return self.row_bytes % STEP != 0
+        return self.row_bytes % self.unit != 0
 
     def differing(
         self, offset: Expr, lanes: int, read: Callable[[Expr], Expr] = lambda value: value
@@ -94,6 +97,9 @@ class Micro:
     unrolled: int = 0
     """Up to so many steps are straight-line code: a short loop's start and end would cost more than a step."""
 
+    unit: int = STEP
+    """Bytes of a step."""
+
     def total(self, bits: int) -> str:
         """Element type of totals of up to ``bits``."""
         return "uint16" if self.narrow_total and bits < 65535 else "uint32"
@@ -101,6 +107,7 @@ class Micro:
 
 def count(micro: Micro, tile: Tile, bits: int) -> list[Expr]:
     """Emit the loops over a tile's rows; gives a vector of 8 counts for each pixel."""
+    tile = dataclasses.replace(tile, unit=micro.unit)
     dtype, lanes = micro.part
     pixels = range(len(tile.rows))
     part = scratch(lanes * len(pixels), dtype)
@@ -331,6 +338,24 @@ def _flush_avx2(part: Flat, p: int, dtype: str) -> Expr:
 AVX2 = Micro("avx2", 2, 16, ("uint8", 128), 31, False, _step_avx2, None, _flush_avx2)
 
 
+# --- x86-64 with AVX-512: vpopcntq counts 64 bits a lane. A register holds 8 bytes of eight channels, against a pixel's 8 bytes
+# eight times (vpxorq repeats them while it reads them), so that counts lie in channel order from the beginning.
+
+
+def _words(value: Expr) -> Expr:
+    return tirx.reinterpret("uint64x8", value)
+
+
+def _step_avx512(tile: Tile, k: Expr, part: Flat) -> None:
+    differ = tile.differing(k * (CHANNELS * WORD), CHANNELS * WORD, _words)
+    for p, row in enumerate(tile.rows):
+        x = broadcast(tirx.reinterpret("uint64", tile.source.load(row + k * WORD, WORD)), CHANNELS)
+        _accumulate(part, p, tirx.popcount(differ(x)))
+
+
+AVX512 = Micro("avx512", 8, WORD, ("uint64", 8), 1 << 24, False, _step_avx512, None, _flush_sums, unit=WORD)
+
+
 # --- Anything else: 64-bit words, one count each, in 32-bit lanes (at most 128 a step).
 
 
@@ -360,6 +385,8 @@ def select(target: Target) -> Micro:
         return CORTEX_A53 if target.llvm.get("mcpu") == "cortex-a53" else AARCH64
     if target.arch == "arm":
         return ARMV7
+    if target.arch == "x86_64" and "avx512vpopcntdq" in target.features:
+        return AVX512
     if target.arch == "x86_64" and "avx2" in target.features:
         return AVX2
     return PORTABLE
@@ -374,12 +401,13 @@ def select_for(target: Target, steps: int, bits: bool, knobs: Knobs) -> Micro:
     return chosen
 
 
-def lay_out(rows: np.ndarray, row_bytes: int) -> np.ndarray:
-    """Rows of bytes ``[8·blocks, n]`` (n ≤ ``row_bytes``), padded with zeros, in the order of the micro-kernels."""
+def lay_out(rows: np.ndarray, row_bytes: int, unit: int) -> np.ndarray:
+    """Rows of bytes ``[8·blocks, n]`` (n ≤ ``row_bytes``), padded with zeros, in the order of micro-kernels with steps of
+    ``unit`` bytes."""
     padded = np.zeros((rows.shape[0] // CHANNELS, CHANNELS, row_bytes), np.uint8)
     padded[..., : rows.shape[1]] = rows.reshape(*padded.shape[:2], -1)
-    whole = row_bytes // STEP * STEP
-    steps = padded[..., :whole].reshape(*padded.shape[:2], -1, STEP).transpose(0, 2, 1, 3)
+    whole = row_bytes // unit * unit
+    steps = padded[..., :whole].reshape(*padded.shape[:2], -1, unit).transpose(0, 2, 1, 3)
     return np.concatenate(
         [steps.reshape(padded.shape[0], -1), padded[..., whole:].reshape(padded.shape[0], -1)], axis=1
     )

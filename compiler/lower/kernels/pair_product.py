@@ -25,7 +25,6 @@ from .outputs import Finished, Output
 from .product import MOST_PIXELS, ROWS_BYTES, TASKS, pixels_of_tile, rows_of_task
 
 CHANNELS = micros.CHANNELS
-STEP = micros.STEP
 
 
 @dataclass(frozen=True)
@@ -82,34 +81,35 @@ class AndOutput(Output):
         return table
 
 
-def lay_out_rows(pair: Pair, row_bytes: int, source: Flat, image: Expr, target: Flat) -> None:
-    """Emit what ``micro.lay_out`` does, at run time, for the rows of one image; rows past the last are zero."""
-    whole, half = row_bytes // STEP, row_bytes % STEP
-    full, rest = pair.bytes // STEP, pair.bytes % STEP
+def lay_out_rows(pair: Pair, row_bytes: int, unit: int, source: Flat, image: Expr, target: Flat) -> None:
+    """Emit what ``micro.lay_out`` does with steps of ``unit`` bytes, at run time, for the rows of one image; rows past the last
+    are zero."""
+    whole, half = row_bytes // unit, row_bytes % unit
+    full, rest = pair.bytes // unit, pair.bytes % unit
 
     def row(block: Expr, c: Expr, known: bool) -> None:
         base = block * (CHANNELS * row_bytes)
         place = (image * pair.columns + block * CHANNELS + c) * pair.bytes
 
         def step(k: Expr, size: int, count: int) -> None:
-            at = base + k * (CHANNELS * STEP) + c * size
+            at = base + k * (CHANNELS * unit) + c * size
             if count:
-                copy_bytes(target, at, source, place + k * STEP, count)
+                copy_bytes(target, at, source, place + k * unit, count)
             if count < size:
                 copy_bytes(target, at + count, None, 0, size - count)
 
         if known:
             if full:
                 with T.serial(0, full) as k:
-                    step(k, STEP, STEP)
+                    step(k, unit, unit)
             if full < whole:  # the last step, a part of which is padding
-                step(full, STEP, rest)
+                step(full, unit, rest)
             elif half:
                 step(whole, half, rest)
         else:
             if whole:
                 with T.serial(0, whole) as k:
-                    step(k, STEP, 0)
+                    step(k, unit, 0)
             if half:
                 step(whole, half, 0)
 
@@ -124,9 +124,9 @@ def lay_out_rows(pair: Pair, row_bytes: int, source: Flat, image: Expr, target: 
             row(blocks, c, False)
 
 
-def count_ones(pair: Pair, row_bytes: int, rows: Flat, ones: Flat) -> None:
+def count_ones(pair: Pair, row_bytes: int, unit: int, rows: Flat, ones: Flat) -> None:
     """Emit the popcount of every laid-out row, into int32 ``ones``."""
-    whole, half = row_bytes // STEP, row_bytes % STEP
+    whole, half = row_bytes // unit, row_bytes % unit
 
     def word(place: Expr) -> Expr:
         return cast(tirx.popcount(tirx.reinterpret("uint64", rows.load(place, 8))), "int32")
@@ -137,10 +137,11 @@ def count_ones(pair: Pair, row_bytes: int, rows: Flat, ones: Flat) -> None:
         ones.store(at, tirx.const(0, "int32"))
         if whole:
             with T.serial(0, whole) as k:
-                place = base + (k * CHANNELS + c) * STEP
-                ones.store(at, ones.load(at) + word(place) + word(place + 8))
+                place = base + (k * CHANNELS + c) * unit
+                for part in range(0, unit, micros.WORD):
+                    ones.store(at, ones.load(at) + word(place + part))
         if half:
-            ones.store(at, ones.load(at) + word(base + whole * CHANNELS * STEP + c * half))
+            ones.store(at, ones.load(at) + word(base + whole * CHANNELS * unit + c * half))
 
 
 def copy_rows(pair: Pair, row_bytes: int, source: Flat, first: Expr, count: Expr, rows: Flat) -> None:
@@ -184,10 +185,10 @@ def make(call: KernelCall, masked: bool) -> Kernel:
             first = row_task * each
             count = each if pair.rows % each == 0 else tirx.min(each, pair.rows - first)
             columns = scratch(width * row_bytes, "uint8")
-            lay_out_rows(pair, row_bytes, right, image, columns)
+            lay_out_rows(pair, row_bytes, micro.unit, right, image, columns)
             if isinstance(output, AndOutput):
                 output.ones = scratch(width, "int32")
-                count_ones(pair, row_bytes, columns, output.ones)
+                count_ones(pair, row_bytes, micro.unit, columns, output.ones)
             rows = left
             if not in_place:
                 rows = scratch(min(each, pair.rows) * row_bytes, "uint8")

@@ -257,8 +257,10 @@ def make(call: KernelCall, product: Product) -> Kernel:
     block_bytes = CHANNELS * cut.row_bytes
     with function(call) as fn:
         source = fn.input(0)
-        weights = fn.constant("weights", micros.lay_out(product.weights, cut.row_bytes))
-        masks = None if product.masks is None else fn.constant("masks", micros.lay_out(product.masks, cut.row_bytes))
+        weights = fn.constant("weights", micros.lay_out(product.weights, cut.row_bytes, micro.unit))
+        masks = None
+        if product.masks is not None:
+            masks = fn.constant("masks", micros.lay_out(product.masks, cut.row_bytes, micro.unit))
         starts = fn.constant("starts", np.array(segments, np.int32)) if len(segments) > 1 else None
         fill = None if gather.fill is None else fn.constant("fill", gather.fill)
         tables = class_tables(fn, gather, product.corrections)

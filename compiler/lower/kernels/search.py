@@ -63,7 +63,7 @@ def hamming_top_k(call: KernelCall) -> Kernel:
     laid = None
     if 1 in call.constants:
         padded = np.pad(call.constants[1], ((0, blocks * CHANNELS - documents), (0, 0)))
-        laid = micros.lay_out(padded, row_bytes)
+        laid = micros.lay_out(padded, row_bytes, micro.unit)
 
     with function(call) as fn:
         data = fn.input(0)
@@ -88,7 +88,7 @@ def hamming_top_k(call: KernelCall) -> Kernel:
                 with T.serial(0, share) as b:
                     block = T.Bind(task * each + b)
                     if own is not None:
-                        _lay_out_block(own, corpus, block, documents, size, row_bytes)
+                        _lay_out_block(own, corpus, block, documents, size, row_bytes, micro.unit)
                     place: Expr = 0 if own is not None else block * (CHANNELS * row_bytes)
                     tile_of = micros.Tile(
                         rows, [i * row_bytes for i in at], own or corpus, None, place, row_bytes
@@ -115,9 +115,9 @@ def _store_block(row: Flat, start: Expr, block: Expr, documents: int, values: Ex
                 row.store(place + first, shuffle([values], range(first, first + lanes)), lanes)
 
 
-def _lay_out_block(own: Flat, corpus: Flat, block: Expr, documents: int, size: int, row_bytes: int) -> None:
-    """Eight documents in the order of ``micro.lay_out``; those past the last repeat it, and nothing reads their values."""
-    step = micros.STEP
+def _lay_out_block(own: Flat, corpus: Flat, block: Expr, documents: int, size: int, row_bytes: int, step: int) -> None:
+    """Eight documents in the order of ``micro.lay_out`` with steps of ``step`` bytes; those past the last repeat it, and
+    nothing reads their values."""
     whole = row_bytes // step
     for c in range(CHANNELS):
         source = T.Bind(tirx.min(block * CHANNELS + c, documents - 1) * size)
