@@ -49,7 +49,7 @@ _A72 = Rates(80.0, None, 3.2, "smull", 4.0, 3.1)
 _A76 = Rates(80.0, None, 17.0, "sdot", 8.0, 2.9)
 _A7 = Rates(15.0, None, 0.8, "vmull", 1.0, 1.0)
 _AVX2 = Rates(100.0, 150.0, 19.0, "pmaddwd", 14.0, 7.4)
-_AVX512 = Rates(265.0, None, 19.0, "pmaddwd", 14.0, 7.4)
+_AVX512 = Rates(290.0, None, 47.0, "vpdpbusd", 14.0, 7.0)
 _PLAIN = Rates(16.0, None, 1.0, "one by one", 1.0, 1.0)
 
 

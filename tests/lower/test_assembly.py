@@ -181,8 +181,8 @@ def test_avx2_looks_counts_up(monkeypatch: pytest.MonkeyPatch, channels: int) ->
         assert not any("ymm" in line and line.endswith("(%rsp)") for line in loop), "the sums do not fit the registers"
 
 
-AVX512 = ("avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512vpopcntdq")
-"""Features of processors that count the bits of words."""
+AVX512 = ("avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512vpopcntdq", "avx512vnni")
+"""Features of processors that count the bits of words and multiply bytes."""
 
 
 @pytest.mark.parametrize("channels", [64, 128, 256])

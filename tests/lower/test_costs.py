@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.lower.kernel_calls import (
+    HOSTS,
     Job,
     bits_epilogue,
     check,
@@ -86,14 +87,15 @@ def decode_always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("decode_always")
-def test_decoded_planes_give_the_same_sums() -> None:
+@pytest.mark.parametrize("host", HOSTS)
+def test_decoded_planes_give_the_same_sums(host: str) -> None:
     @given(data=st.data())
     @settings(max_examples=10, deadline=None)
     def run(data: st.DataObject) -> None:
         def draw(low: int, high: int) -> int:
             return data.draw(st.integers(low, high))
 
-        one = job(draw, np.random.default_rng(draw(0, 1000)), 0, "host")
+        one = job(draw, np.random.default_rng(draw(0, 1000)), 0, host)
         check(one, run_here(one))
 
     run()

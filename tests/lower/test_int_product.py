@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.lower.kernel_calls import Job, bits_epilogue, check, float_job, make_job, run_emulated, run_here
+from tests.lower.kernel_calls import HOSTS, Job, bits_epilogue, check, float_job, make_job, run_emulated, run_here
 from tests.opset.cases_integer import integer_conv_case, integer_gemm_case
+from tests.opset.cases_low_bit import ternary_case
 from xnorc.lower.kernels import int_inner
 
 
@@ -54,9 +57,22 @@ def random_jobs(target: str, count: int, seed: int) -> list[Job]:
     return made
 
 
-def test_epilogues() -> None:
-    for job in [*jobs("host"), *random_jobs("host", 24, 1)]:
+@pytest.mark.parametrize("host", HOSTS)
+def test_epilogues(host: str) -> None:
+    for job in [*jobs(host), *random_jobs(host, 24, 1)]:
         check(job, run_here(job))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@given(data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_random_ternary_products(host: str, data: st.DataObject) -> None:
+    """Rows from one to more than a tile, tails of channels and terms, the largest sums."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    rows, k, out = (data.draw(st.integers(1, most)) for most in (11, 400, 70))
+    case = ternary_case(rng, rows=(rows,), k=k, out=out, extreme=data.draw(st.booleans()))
+    job = make_job("kernel", case, host, bits_epilogue(rng, out, 128 * k) if data.draw(st.booleans()) else None)
+    check(job, run_here(job))
 
 
 @pytest.mark.parametrize("target", ["rpi4", "rpi2", "rpi5"])
@@ -72,11 +88,11 @@ def test_inner_loops() -> None:
     case = integer_gemm_case(rng, dtype="int8")
     small, least = np.full((2, 3), -127, np.int8), np.full((2, 3), -128, np.int8)
     of_bytes = integer_gemm_case(rng, dtype="uint8")
-    for target, given, weights, name in (
+    for target, of, weights, name in (
         ("rpi4", case, small, "smull"),
         ("rpi4", case, least, "wide"),  # two products of −128 and −128 do not fit 16 bits
         ("rpi4", of_bytes, small, "wide"),
         ("rpi2", case, small, "smull"),
         ("rpi5", case, least, "sdot"),
     ):
-        assert int_inner.select(make_job("k", given, target).call, weights).name == name
+        assert int_inner.select(make_job("k", of, target).call, weights).name == name

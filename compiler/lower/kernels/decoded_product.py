@@ -18,7 +18,7 @@ from ..costs import Work, choose, pixels_decoded_for
 from ..kernel import Kernel, KernelCall
 from .bit_serial import Serial, Sums
 from .common import Expr, Flat, broadcast, cast, function, number, outer_loop, scratch, shuffle, tile_start, tiles
-from .int_inner import GRAIN, PIXELS, Inner, select, sums
+from .int_inner import GRAIN, PIXELS, Inner, row_starts, select, sums
 from .outputs import Finished
 from .product import (
     CHANNELS,
@@ -83,16 +83,20 @@ def _plan(call: KernelCall, product: Product, row_bytes: int) -> Plan:
 
 
 def _decode(source: Flat, starts: Sequence[Expr], what: Digits, target: Flat, count: Expr) -> None:
-    """``target[:16·count]``: the numbers whose planes begin at ``starts``, 16 bits of each at a time."""
+    """``target[:16·count]``: the numbers whose planes begin at ``starts``, 16 bits of each at a time; bytes modulo 256."""
+    dtype = "uint8" if target.dtype == "uint8" else "int8"
+
+    def constant(value: int) -> Expr:
+        return number(value % 256 if dtype == "uint8" else value, dtype, 16)
+
     bit = number(1, "uint8", 16) << (cast(T.ramp(0, 1, 16), "uint8", 16) & number(7, "uint8", 16))
-    nothing = number(0, "int8", 16)
     with T.serial(0, count) as i:
-        value: Expr = number(what.bias, "int8", 16)
+        value: Expr = constant(what.bias)
         for start, coefficient in zip(starts, what.coefficients, strict=True):
             halves = [broadcast(source.load(start + 2 * i + half), 8) for half in (0, 1)]
             chosen = (shuffle(halves, range(16)) & bit) != number(0, "uint8", 16)
-            value = T.Bind(value + tirx.Select(chosen, number(coefficient, "int8", 16), nothing))
-        target.store(i * 16, value if target.dtype == "int8" else cast(value, target.dtype, 16), 16)
+            value = T.Bind(value + tirx.Select(chosen, constant(coefficient), constant(0)))
+        target.store(i * 16, value if target.dtype == dtype else cast(value, target.dtype, 16), 16)
 
 
 def _lay_out(planes: np.ndarray, inner: Inner, length: int) -> np.ndarray:
@@ -110,6 +114,7 @@ def make(call: KernelCall, serial: Serial, corrections: np.ndarray) -> Kernel:
     length = 8 * row_bytes
     signed = dataclasses.replace(call, inputs=(TensorType(call.inputs[0].shape, np.dtype(np.int8)), *call.inputs[1:]))
     inner = select(signed, np.zeros(0, np.int8) + 1)
+    w_digits = dataclasses.replace(w_digits, bias=w_digits.bias + inner.shift)
     wide = dataclasses.replace(product, bits=product.bits * serial.factors.size)
     cut = _plan(call, wide, row_bytes)
     blocks = product.weights.shape[0] // CHANNELS
@@ -138,7 +143,8 @@ def make(call: KernelCall, serial: Serial, corrections: np.ndarray) -> Kernel:
             rows = scratch(most * length, inner.row_type)
             _decode(planes, [i * most * row_bytes for i in range(n)], x_digits, rows, count * (row_bytes // 2))
 
-            weights = scratch(CHANNELS * length, "int8")
+            starts_of = row_starts(inner, rows, count, most, length)
+            weights = scratch(CHANNELS * length, inner.weights_type)
             first_block = share * cut.blocks
             share_blocks = cut.blocks if blocks % cut.blocks == 0 else tirx.min(cut.blocks, blocks - first_block)
             with T.serial(0, share_blocks) as b:
@@ -150,7 +156,7 @@ def make(call: KernelCall, serial: Serial, corrections: np.ndarray) -> Kernel:
                     found: list[Expr] = []
                     for p in range(0, cut.lanes, PIXELS):
                         many = min(PIXELS, cut.lanes - p)
-                        found += sums(inner, weights, 0, rows, (pixel - first + p) * length, many, length)
+                        found += sums(inner, weights, 0, rows, pixel - first + p, many, length, starts_of)
                     at = [0 if classes is None else classes.load(pixel - first + p) for p in range(cut.lanes)]
                     output.store(Finished(found, at, image, pixel, block))
     assert length % GRAIN == 0

@@ -281,6 +281,8 @@ def micro(product: Product, given: Operands, row: Expr, panel: Sequence[Expr], p
     row's, or the first column's, for the finish.
     """
     lanes, depth = product.tile.lanes, product.depth
+    if count <= lanes // 2:  # two narrow products start where one wide one does
+        lanes = max(4, 1 << (count - 1).bit_length())
     vectors = -(-count // lanes)
     sums = scratch(product.tile.rows * vectors * lanes, "float32")
     for r in range(product.tile.rows):

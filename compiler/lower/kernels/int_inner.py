@@ -1,6 +1,8 @@
 """Inner loops of products of 8-bit integers, by core: 16 terms of 8 channels against the rows of a few pixels.
 
 * x86 with AVX2: ``pmaddwd`` multiplies 16-bit pairs and adds them; rows are widened to 16 bits beforehand.
+* x86 with AVX-512 VNNI: ``vpdpbusd``, 4 terms of 8 channels an instruction. It multiplies unsigned numbers by signed ones, so
+  weights are stored with ``Inner.shift`` added, and a row's sum starts with what that adds too much, taken away.
 * Arm with the dot product extension: ``sdot``, 4 terms of 4 channels an instruction.
 * Other Arm: ``smull`` and ``smlal`` keep the sum of two products of 8 bits in 16 bits, ``sadalp`` adds pairs of these to 32
   bits: 16 products in 3 instructions. Two products fit if no weight is −128: 2 · 128 · 127 < 2^15.
@@ -9,6 +11,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +20,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..kernel import KernelCall
-from .common import Expr, Flat, broadcast, cast, intrinsic, number, scratch, shuffle
+from .common import Expr, Flat, broadcast, cast, intrinsic, number, scratch, shuffle, tree
 
 CHANNELS = 8
 GRAIN = 16
@@ -32,19 +35,43 @@ class Inner:
 
     ``row_type``: how the terms of a pixel lie, ``int8`` as they are or widened to ``int16``. ``order``: how the weights of 8
     channels and 16 terms lie, as a permutation of ``[channel][term]``. ``add(weights, place, rows, at, total)`` emits 16 terms:
-    weights at ``place``, rows of the pixels at ``at``, and 8 int32 sums a pixel in ``total``.
+    weights at ``place``, rows of the pixels at ``at``, and 8 int32 sums a pixel in ``total``, ``ways`` times: they are added at
+    the end, so that the next product need not wait for the last. ``shift`` is added to weights, which then are uint8; with
+    ``codes`` they are codes of 2 bits, as ``lay_out_codes`` has them.
     """
 
     name: str
     row_type: str
     order: Callable[[np.ndarray], np.ndarray]
     add: Callable[[Flat, Expr, Flat, Sequence[Expr], Flat], None]
+    shift: int = 0
+    codes: bool = False
+    ways: Callable[[int], int] = lambda pixels: 1
+
+    @property
+    def weights_type(self) -> str:
+        """Element type of the weights that ``add`` reads."""
+        return "uint8" if self.shift else "int8"
+
+    def stored(self, weights: np.ndarray, length: int) -> np.ndarray:
+        """What ``lay_out`` gives, as it is stored."""
+        laid = self.lay_out(weights, length)
+        if self.codes:
+            return lay_out_codes(laid, _CODES)
+        return (laid.astype(np.int16) + self.shift).astype(np.uint8) if self.shift else laid
 
     def lay_out(self, weights: np.ndarray, length: int) -> np.ndarray:
         """Weights int8 ``[8·blocks, n]`` → ``[blocks, length / 16, 128]``, zeros past ``n``."""
         padded = np.pad(weights, ((0, 0), (0, length - weights.shape[1])))
         grains = padded.reshape(-1, CHANNELS, length // GRAIN, GRAIN).transpose(0, 2, 1, 3)
         return np.ascontiguousarray(self.order(grains).reshape(*grains.shape[:2], CHANNELS * GRAIN))
+
+
+def lay_out_codes(laid: np.ndarray, lanes: int) -> np.ndarray:
+    """Laid out weights of −1, 0 and +1 as codes of 2 bits (weight + 1): byte b of each ``lanes`` holds the weights b + lanes·i,
+    i < 4."""
+    codes = (laid.reshape(-1, 4, lanes) + 1).astype(np.uint8)
+    return np.bitwise_or.reduce(codes << np.array([0, 2, 4, 6], np.uint8)[:, None], axis=1)
 
 
 def _by_terms(count: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -124,9 +151,69 @@ def _add_dot(weights: Flat, place: Expr, rows: Flat, at: Sequence[Expr], total: 
                 )
 
 
-def select(call: KernelCall, weights: np.ndarray) -> Inner:
-    """The inner loop for a call with these weights."""
+_CODES = 32
+"""Bytes of codes of 8 channels and 16 terms."""
+
+
+def _vpdpbusd(total: Expr, weights: Expr, row: Flat, place: Expr) -> Expr:
+    """4 terms of 8 channels more."""
+    quad = broadcast(tirx.reinterpret("int32", row.load(place, 4)), CHANNELS)
+    both = tirx.reinterpret("int8x32", quad)
+    return intrinsic("int32x8", "llvm.x86.avx512.vpdpbusd.256", total, weights, both)
+
+
+def _ways(pixels: int) -> int:
+    """Two of these instructions start in a cycle and take four or five."""
+    return 4 if pixels <= 2 else 2
+
+
+def _add_quads(weights_of: Callable[[Flat, Expr], list[Expr]]) -> Callable[..., None]:
+    """``weights_of`` gives four terms of 8 channels four times."""
+
+    def add(weights: Flat, place: Expr, rows: Flat, at: Sequence[Expr], total: Flat) -> None:
+        for quad, w in enumerate(weights_of(weights, place)):
+            for p, row in enumerate(at):
+                here = (quad % _ways(len(at)) * len(at) + p) * CHANNELS
+                total.store(here, _vpdpbusd(total.load(here, CHANNELS), w, rows, row + quad * 4), CHANNELS)
+
+    return add
+
+
+def _bytes(weights: Flat, place: Expr) -> list[Expr]:
+    return [T.Bind(weights.load(place + quad * 32, 32)) for quad in range(4)]
+
+
+def _codes(weights: Flat, place: Expr) -> list[Expr]:
+    codes = T.Bind(weights.load(place // 4, _CODES))
+    three = number(3, "uint8", _CODES)
+    return [T.Bind((codes >> number(2 * i, "uint8", _CODES)) & three) for i in range(4)]
+
+
+def row_starts(inner: Inner, rows: Flat, count: Expr, most: int, length: int) -> Flat | None:
+    """Emit where the sums of each of ``count`` rows start: at what ``shift`` adds too much, taken away. None: at 0."""
+    if not inner.shift:
+        return None
+    starts = scratch(most, "int32")
+    one = number(1, "uint8", GRAIN)
+    with T.serial(0, count) as i:
+        sums = scratch(4, "int32")
+        sums.store(0, number(0, "int32", 4), 4)
+        with T.serial(0, length // GRAIN) as k:
+            row = rows.load(i * length + k * GRAIN, GRAIN)
+            sums.store(0, intrinsic("int32x4", "llvm.x86.avx512.vpdpbusd.128", sums.load(0, 4), one, row), 4)
+        total = intrinsic("int32", "llvm.vector.reduce.add.v4i32", sums.load(0, 4))
+        starts.store(i, total * number(-inner.shift, "int32"))
+    return starts
+
+
+def select(call: KernelCall, weights: np.ndarray, rounded: bool = False, ternary: bool = False) -> Inner:
+    """The inner loop for a call with these weights. ``rounded``: they change while the model runs; ``ternary``: they are −1, 0
+    and +1, and may be stored in codes."""
     target = call.target
+    if "avx512vnni" in target.features and call.inputs[0].dtype == np.int8 and not rounded:
+        if ternary:
+            return Inner("vpdpbusd", "int8", _dot_order, _add_quads(_codes), 1, True, _ways)
+        return Inner("vpdpbusd", "int8", _dot_order, _add_quads(_bytes), 128, ways=_ways)
     if target.arch == "x86_64" and "avx2" in target.features:
         return Inner("pmaddwd", "int16", _by_terms(2), _add_wide(2, _pair))
     if target.is_arm and call.inputs[0].dtype == np.int8:
@@ -137,12 +224,23 @@ def select(call: KernelCall, weights: np.ndarray) -> Inner:
     return Inner("wide", "int16", _by_terms(1), _add_wide(1, _single))
 
 
-def sums(inner: Inner, weights: Flat, place: Expr, rows: Flat, base: Expr, pixels: int, length: int) -> list[Expr]:
-    """The loop over a tile's terms: 8 int32 sums for each pixel, whose rows begin at ``base`` and are ``length`` apart."""
-    total = scratch(CHANNELS * pixels, "int32")
-    for p in range(pixels):
-        total.store(p * CHANNELS, number(0, "int32", CHANNELS), CHANNELS)
+def sums(
+    inner: Inner, weights: Flat, place: Expr, rows: Flat, first: Expr, pixels: int, length: int, starts: Flat | None
+) -> list[Expr]:
+    """The loop over a tile's terms: 8 int32 sums for each pixel, whose rows are ``length`` apart, ``first`` the tile's first.
+
+    ``starts``: of ``row_starts``.
+    """
+    ways = inner.ways(pixels)
+    total = scratch(CHANNELS * pixels * ways, "int32")
+    for p in range(pixels * ways):
+        start = number(0, "int32") if starts is None or p >= pixels else starts.load(first + p)
+        total.store(p * CHANNELS, broadcast(start, CHANNELS), CHANNELS)
+    base = first * length
     with T.serial(0, length // GRAIN) as i:
         at = [base + p * length + i * GRAIN for p in range(pixels)]
         inner.add(weights, place + i * (CHANNELS * GRAIN), rows, at, total)
-    return [T.Bind(total.load(p * CHANNELS, CHANNELS)) for p in range(pixels)]
+    return [
+        T.Bind(tree([total.load((way * pixels + p) * CHANNELS, CHANNELS) for way in range(ways)], operator.add))
+        for p in range(pixels)
+    ]

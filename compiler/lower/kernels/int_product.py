@@ -31,7 +31,7 @@ from .common import (
     tiles,
 )
 from .conv import segments_of
-from .int_inner import GRAIN, PIXELS, select, sums
+from .int_inner import GRAIN, PIXELS, lay_out_codes, row_starts, select, sums
 from .outputs import Finished, IntegerOutput
 from .product import (
     CHANNELS,
@@ -49,6 +49,8 @@ from .product import (
     work,
 )
 
+DECODED = 16
+"""Codes of 2 bits that are decoded at once, where the inner loop does not do it."""
 _BIT_PRODUCTS = 16
 """Bit operations that an 8-bit product costs about as much as: what ``work`` counts."""
 
@@ -89,15 +91,9 @@ def _round_block(source: Flat, target: Flat, place: Expr, size: int, shift: Expr
         target.store(i * lanes, cast(tirx.min(quotient + up, greatest), "int8", lanes), lanes)
 
 
-def lay_out_ternary(laid: np.ndarray) -> np.ndarray:
-    """Laid out weights of −1, 0 and +1 as codes of 2 bits (weight + 1): byte b of each 16 holds the weights b + 16·i, i < 4."""
-    codes = (laid.reshape(-1, 4, 16) + 1).astype(np.uint8)
-    return np.bitwise_or.reduce(codes << np.array([0, 2, 4, 6], np.uint8)[:, None], axis=1)
-
-
 def _ternary_block(source: Flat, target: Flat, place: Expr, size: int) -> None:
     """``target[:size]`` = the weights whose codes are those from the ``place``-th weight on."""
-    lanes = 16
+    lanes = DECODED
     with T.serial(0, size // (4 * lanes)) as i:
         codes = T.Bind(source.load(place // 4 + i * lanes, lanes))
         for j in range(4):
@@ -108,9 +104,10 @@ def _ternary_block(source: Flat, target: Flat, place: Expr, size: int) -> None:
 def make(call: KernelCall, product: Product, switched: bool, ternary: bool = False) -> Kernel:
     """The kernel of a product with the call's epilogue. ``switched``: input 2 says how far weights are rounded.
 
-    ``ternary``: weights are stored as codes of 2 bits, and decoded once a task and block.
+    ``ternary``: weights are stored as codes of 2 bits, and decoded once a task and block, or by the inner loop.
     """
-    inner = select(call, product.weights)
+    inner = select(call, product.weights, switched, ternary)
+    ternary = ternary and not inner.codes
     size = product.weights.shape[1]
     length = -(-size // GRAIN) * GRAIN
     cut = plan(call, product, length)
@@ -119,8 +116,8 @@ def make(call: KernelCall, product: Product, switched: bool, ternary: bool = Fal
     dtype = str(call.inputs[0].dtype)
     with function(call) as fn:
         source = fn.input(0)
-        laid = inner.lay_out(product.weights, length)
-        stored = fn.constant("weights", lay_out_ternary(laid) if ternary else laid)
+        laid = inner.stored(product.weights, length)
+        stored = fn.constant("weights", lay_out_codes(laid, DECODED) if ternary else laid)
         shift = fn.input(2) if switched else None
         starts = fn.constant("starts", np.array(segments, np.int32)) if len(segments) > 1 else None
         output = IntegerOutput(fn, product.weights.shape[0], product.pixels)
@@ -143,6 +140,7 @@ def make(call: KernelCall, product: Product, switched: bool, ternary: bool = Fal
                 with T.serial(0, count * (length // GRAIN)) as i:
                     rows.store(i * GRAIN, cast(gathered.load(i * GRAIN, GRAIN), "int16", GRAIN), GRAIN)
 
+            starts_of = row_starts(inner, rows, count, min(cut.rows, product.pixels), length)
             rounded = scratch(CHANNELS * length, "int8") if ternary or shift is not None else None
             k = None if shift is None else T.Bind(tirx.min(tirx.max(shift.load(0), 0), 7))
             first_block = block_task * cut.blocks
@@ -161,7 +159,7 @@ def make(call: KernelCall, product: Product, switched: bool, ternary: bool = Fal
                     found: list[Expr] = []
                     for p in range(0, cut.lanes, PIXELS):
                         many = min(PIXELS, cut.lanes - p)
-                        found += sums(inner, weights, place, rows, (pixel - first + p) * length, many, length)
+                        found += sums(inner, weights, place, rows, pixel - first + p, many, length, starts_of)
                     output.store(Finished(found, [0] * cut.lanes, image, pixel, block))
     return fn.kernel()
 
