@@ -6,6 +6,8 @@
     python benchmarks/networks.py --save                            # docs/benchmarks.json, .svg and .md anew
     python benchmarks/networks.py --render                          # docs/benchmarks.md and .svg of the stored result
 
+Machines with AVX-512 have a page of their own, docs/benchmarks_avx512.md (``--page``).
+
 All engines run in turns within one run, so that whatever else the machine does hits them alike: the ratios are what counts.
 Larq needs an environment of its own, which ``larq_environment.sh`` makes; without it its column stays empty.
 """
@@ -35,7 +37,6 @@ from peers import Engine, Larq, OnnxRuntime, PeerError, Xnorc, quantized
 import xnorc
 
 ROOT = Path(__file__).resolve().parent.parent
-FACTS = ROOT / "docs" / "benchmarks.json"
 PEERS = ("xnorc", "onnxruntime", "onnxruntime-int8", "larq")
 SIGN_ZERO = {"bireal18": 1, "reactnet": 1, "bibert": 1}
 """Networks whose signs take zero to +1 here, as Larq does; the others' own models say so."""
@@ -305,14 +306,17 @@ def main() -> None:
     parser.add_argument("--larq", type=Path, default=ROOT / "build" / "larq", help="Larq's environment")
     parser.add_argument("--json", type=Path, help="write everything here")
     parser.add_argument("--svg", type=Path, help="draw the networks here")
-    parser.add_argument(
-        "--save", action="store_true", help="put the result into docs/benchmarks.json and render the page"
-    )
+    parser.add_argument("--save", action="store_true", help="put the result into docs/ and render the page")
+    features = xnorc.targets.get("host").features
+    parser.add_argument("--page", choices=page.PAGES, default=page.page_of(features), help="in docs/ [this machine's]")
     parser.add_argument("--render", action="store_true", help="measure nothing: the page of the stored result")
     args = parser.parse_args()
-    stored = json.loads(FACTS.read_text()) if FACTS.exists() else {}
+    path = page.path_of(args.page)
+    stored = json.loads(path.read_text()) if path.exists() else {}
     if args.render:
-        page.write(stored)
+        if not stored:
+            parser.error(f"there is no {path}: measure with --save")
+        page.write(stored, args.page)
         return
     if args.rounds < 2:
         parser.error("--rounds must be at least 2")
@@ -335,8 +339,8 @@ def main() -> None:
         elif set(kept) - set(args.models):  # the ceiling of all that the page has: the best of the tries so far
             facts["ceiling"] = best(facts["ceiling"], stored.get("ceiling"))
         facts["networks"] = {name: facts["networks"][name] for name in NETWORKS if name in facts["networks"]}
-        FACTS.write_text(page.text(facts))
-        page.write(json.loads(FACTS.read_text()))  # of the figures as they are stored
+        path.write_text(page.text(facts))
+        page.write(json.loads(path.read_text()), args.page)  # of the figures as they are stored
 
 
 if __name__ == "__main__":

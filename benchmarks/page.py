@@ -1,10 +1,11 @@
-"""docs/benchmarks.md and its picture, made of the stored result; and the same result as JSON text."""
+"""The pages of docs/ and their pictures, made of the stored results; and a result as JSON text."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,18 @@ ENGINES = {
 }
 """Engine → what people call it, and its colour."""
 BINARY = ("BinaryConv", "BinaryGemm")
+PAGES = {"benchmarks": "Benchmarks", "benchmarks_avx512": "Benchmarks with AVX-512"}
+"""A page's name → its title."""
+
+
+def page_of(features: Sequence[str]) -> str:
+    """The page for machines of this kind."""
+    return "benchmarks_avx512" if "avx512f" in features else "benchmarks"
+
+
+def path_of(name: str) -> Path:
+    """The stored result of a page."""
+    return DOCS / f"{name}.json"
 
 
 def text(facts: dict[str, Any]) -> str:
@@ -43,10 +56,10 @@ def part_of_ceiling(row: dict[str, Any], ceiling: dict[str, float] | None) -> fl
     return float(row["macs"] / row["us"]["xnorc"] / 1e3 / ceiling["binary_gmacs"])
 
 
-def write(facts: dict[str, Any]) -> None:
-    """Write the page and the picture."""
-    (DOCS / "benchmarks.md").write_text(render(facts))
-    (DOCS / "benchmarks.svg").write_text(picture(facts))
+def write(facts: dict[str, Any], name: str) -> None:
+    """Write the page ``name`` and its picture."""
+    (DOCS / f"{name}.md").write_text(render(facts, name))
+    (DOCS / f"{name}.svg").write_text(picture(facts))
 
 
 def _ratio(record: dict[str, Any], name: str) -> str:
@@ -54,13 +67,13 @@ def _ratio(record: dict[str, Any], name: str) -> str:
     return f"{theirs / ours:.2f}" if ours and theirs else "–"
 
 
-def render(facts: dict[str, Any]) -> str:
-    """The page."""
+def render(facts: dict[str, Any], name: str) -> str:
+    """The page ``name``."""
     machine = facts["machine"]
     lines = [
-        "# Benchmarks",
+        f"# {PAGES[name]}",
         "",
-        "This page is made of `benchmarks.json` by `python benchmarks/networks.py --render`; "
+        f"This page is made of `{name}.json` by `python benchmarks/networks.py --render`; "
         "`python benchmarks/networks.py --save` measures anew.",
         "",
         f"Measured on {machine['processor']} ({', '.join(machine['features'])}), {machine['threads']} thread"
@@ -71,7 +84,7 @@ def render(facts: dict[str, Any]) -> str:
         "optimizations; its int8 form is static (QDQ, a scale a channel). Larq Compute Engine is optimized for Arm: on x86-64 "
         "it falls back on portable code.",
         "",
-        "![Times of the networks](benchmarks.svg)",
+        f"![Times of the networks]({name}.svg)",
         "",
         "## Whole networks",
         "",

@@ -18,13 +18,16 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import arm_layers  # noqa: E402
 import page  # noqa: E402
 
-FACTS = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
+FACTS = {name: json.loads(page.path_of(name).read_text()) for name in page.PAGES}
+each_page = pytest.mark.parametrize("name", page.PAGES)
 
 
-def test_the_page_is_made_of_the_result() -> None:
-    assert (ROOT / "docs" / "benchmarks.md").read_text() == page.render(FACTS)
-    assert (ROOT / "docs" / "benchmarks.svg").read_text() == page.picture(FACTS)
-    assert (ROOT / "docs" / "benchmarks.json").read_text() == page.text(FACTS)
+@each_page
+def test_the_page_is_made_of_the_result(name: str) -> None:
+    assert (ROOT / "docs" / f"{name}.md").read_text() == page.render(FACTS[name], name)
+    assert (ROOT / "docs" / f"{name}.svg").read_text() == page.picture(FACTS[name])
+    assert (ROOT / "docs" / f"{name}.json").read_text() == page.text(FACTS[name])
+    assert page.page_of(FACTS[name]["machine"]["features"]) == name
 
 
 def test_the_page_of_arm_layers_is_made_of_its_result() -> None:
@@ -38,13 +41,16 @@ def test_layers_of_arm_are_models(layer: arm_layers.Layer) -> None:
     onnx.checker.check_model(layer.model(), full_check=True)
 
 
-def test_the_picture_has_a_bar_for_every_measurement() -> None:
-    bars = [node for node in ET.fromstring(page.picture(FACTS)).iter() if node.tag.endswith("rect")]
-    assert len(bars) == 1 + len(page.ENGINES) + sum(len(record["engines"]) for record in FACTS["networks"].values())
+@each_page
+def test_the_picture_has_a_bar_for_every_measurement(name: str) -> None:
+    bars = [node for node in ET.fromstring(page.picture(FACTS[name])).iter() if node.tag.endswith("rect")]
+    networks = FACTS[name]["networks"].values()
+    assert len(bars) == 1 + len(page.ENGINES) + sum(len(record["engines"]) for record in networks)
 
 
-def test_every_measured_network_was_right() -> None:
-    for record in FACTS["networks"].values():
+@each_page
+def test_every_measured_network_was_right(name: str) -> None:
+    for record in FACTS[name]["networks"].values():
         assert record["validated"]
         assert set(record["engines"]) | set(record["missing"]) <= set(page.ENGINES)
 
