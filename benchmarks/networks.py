@@ -20,8 +20,6 @@ import os
 import platform
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +30,13 @@ import onnx
 import onnxruntime
 import page
 from models import NETWORKS, Network, make
+from native import numbers
 from peers import Engine, Larq, OnnxRuntime, PeerError, Xnorc, quantized
 
 import xnorc
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ("xnorc", "onnxruntime", "onnxruntime-int8", "larq")
+PEERS = ("xnorc", "xnorc-int8", "onnxruntime", "onnxruntime-int8", "larq")
 SIGN_ZERO = {"bireal18": 1, "reactnet": 1, "bibert": 1}
 """Networks whose signs take zero to +1 here, as Larq does; the others' own models say so."""
 LAYERS = ("Conv", "Gemm", "MatMul")
@@ -68,15 +67,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 def ceilings() -> dict[str, float] | None:
     """10^9 binary and float32 products a second that one core does at most, by ``ceiling.c``; None where it cannot run."""
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "ceiling"
-        source = Path(__file__).resolve().parent / "ceiling.c"
-        made = subprocess.run([sys.executable, "-m", "ziglang", "cc", "-O2", "-mcpu=native", source, "-o", program],
-                              capture_output=True, check=False)  # fmt: skip
-        if made.returncode:
-            return None
-        words = subprocess.run([program], capture_output=True, check=True, text=True).stdout.split()
-    return {"binary_gmacs": float(words[0]), "float_gmacs": float(words[1])}
+    return numbers("ceiling")
 
 
 def summary(times: Sequence[float]) -> dict[str, float]:
@@ -138,7 +129,11 @@ def layers_of(model: onnx.ModelProto, engines: dict[str, Engine], rounds: int) -
     ours = engines.get("xnorc")
     if not isinstance(ours, Xnorc):
         return []
-    profiles = {name: profile for name, engine in engines.items() if (profile := engine.profile()) is not None}
+    profiles = {
+        name: profile
+        for name, engine in engines.items()
+        if name not in page.OURS[1:] and (profile := engine.profile()) is not None
+    }
     for _ in range(rounds):
         for profile in profiles.values():
             profile.run(RUNS)
@@ -175,6 +170,14 @@ def start(network: Network, model: onnx.ModelProto, feeds: dict[str, np.ndarray]
         try:
             if name == "xnorc":
                 package = xnorc.compile(model, "host", name=network.name, sign_zero=SIGN_ZERO.get(network.name))
+                engines[name] = Xnorc(package, feeds, args.threads)
+            elif name == "xnorc-int8":
+                package = xnorc.compile(
+                    model, "host", name=network.name, sign_zero=SIGN_ZERO.get(network.name),
+                    float_layers="int8", calibration=feeds,
+                )  # fmt: skip
+                if not any(step["op"].startswith("Integer") for step in package.manifest["steps"]):
+                    raise PeerError("it has no float layers to make int8")
                 engines[name] = Xnorc(package, feeds, args.threads)
             elif name == "onnxruntime":
                 onnx.save(model, folder / "float.onnx")

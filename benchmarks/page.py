@@ -14,11 +14,13 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 ENGINES = {
     "xnorc": ("xnorc", "#2f6f4f"),
+    "xnorc-int8": ("xnorc, float layers in int8", "#7fb596"),
     "onnxruntime": ("ONNX Runtime fp32", "#7a8699"),
     "onnxruntime-int8": ("ONNX Runtime int8", "#b5bdc9"),
     "larq": ("Larq Compute Engine", "#c58b4b"),
 }
 """Engine → what people call it, and its colour."""
+OURS = ("xnorc", "xnorc-int8")
 BINARY = ("BinaryConv", "BinaryGemm")
 PAGES = {"benchmarks": "Benchmarks", "benchmarks_avx512": "Benchmarks with AVX-512"}
 """A page's name → its title."""
@@ -56,6 +58,11 @@ def part_of_ceiling(row: dict[str, Any], ceiling: dict[str, float] | None) -> fl
     return float(row["macs"] / row["us"]["xnorc"] / 1e3 / ceiling["binary_gmacs"])
 
 
+def measured(facts: dict[str, Any]) -> list[str]:
+    """The engines that anything was measured on or is said of, in the order of ``ENGINES``."""
+    return [name for name in ENGINES if any(name in (*r["engines"], *r["missing"]) for r in facts["networks"].values())]
+
+
 def write(facts: dict[str, Any], name: str) -> None:
     """Write the page ``name`` and its picture."""
     (DOCS / f"{name}.md").write_text(render(facts, name))
@@ -69,7 +76,8 @@ def _ratio(record: dict[str, Any], name: str) -> str:
 
 def render(facts: dict[str, Any], name: str) -> str:
     """The page ``name``."""
-    machine = facts["machine"]
+    machine, engines = facts["machine"], measured(facts)
+    peers = [name for name in engines if name not in OURS]
     lines = [
         f"# {PAGES[name]}",
         "",
@@ -81,7 +89,9 @@ def render(facts: dict[str, Any], name: str) -> str:
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         + f". The machine is shared (load {machine['load']} at the start): the engines run in turns, the table has "
         "medians, and the ratios say more than the numbers. Weights are random. ONNX Runtime runs with all graph "
-        "optimizations; its int8 form is static (QDQ, a scale a channel). Larq Compute Engine is optimized for Arm: on x86-64 "
+        "optimizations; its int8 form is static (QDQ, a scale a channel). "
+        + ("xnorc's has `--float-layers int8`. " if "xnorc-int8" in engines else "")
+        + "Larq Compute Engine is optimized for Arm: on x86-64 "
         "it falls back on portable code.",
         "",
         f"![Times of the networks]({name}.svg)",
@@ -90,24 +100,22 @@ def render(facts: dict[str, Any], name: str) -> str:
         "",
         "ms for one sample (least, half of the runs between); the ratio is a peer's median to xnorc's.",
         "",
-        "| network | G binary MAC | xnorc | "
-        + " | ".join(title for key, (title, _) in ENGINES.items() if key != "xnorc")
-        + " | ratios |",
-        "|---|---|---|---|---|---|---|",
+        "| network | G binary MAC | " + " | ".join(ENGINES[name][0] for name in engines) + " | ratios |",
+        "|---|---|---|" + "---|" * len(engines),
     ]
     for record in facts["networks"].values():
         binary = sum(
             row.get("macs", 0) for row in record["layers"] if row.get("kernel", "").startswith(("Binary", "BitSerial"))
         )
         cells = []
-        for name in ENGINES:
+        for name in engines:
             found = record["engines"].get(name)
             if found is None:
                 cells.append("–")
                 continue
             low, high = found["quartiles_ms"]
             cells.append(f"**{found['median_ms']:.2f}** ({found['least_ms']:.2f}; {low:.2f}–{high:.2f})")
-        ratios = " / ".join(_ratio(record, name) for name in ENGINES if name != "xnorc")
+        ratios = " / ".join(_ratio(record, name) for name in peers)
         lines.append(f"| {record['title']} | {binary / 1e9:.2f} | " + " | ".join(cells) + f" | {ratios} |")
     lines += ["", *_notes(facts), *_boards(facts), *_layers(facts)]
     return "\n".join(lines) + "\n"
@@ -227,7 +235,7 @@ def picture(facts: dict[str, Any]) -> str:
         axis.append(f'<text x="{x:.1f}" y="{y + 6:.0f}" text-anchor="middle" font-size="10">{value:g} ms</text>')
         value *= 10
     legend, x = [], 10
-    for title, colour in ENGINES.values():
+    for title, colour in (ENGINES[name] for name in measured(facts)):
         legend.append(
             f'<rect x="{x}" y="8" width="11" height="11" fill="{colour}"/><text x="{x + 16}" y="18">{title}</text>'
         )

@@ -45,7 +45,7 @@ def test_layers_of_arm_are_models(layer: arm_layers.Layer) -> None:
 def test_the_picture_has_a_bar_for_every_measurement(name: str) -> None:
     bars = [node for node in ET.fromstring(page.picture(FACTS[name])).iter() if node.tag.endswith("rect")]
     networks = FACTS[name]["networks"].values()
-    assert len(bars) == 1 + len(page.ENGINES) + sum(len(record["engines"]) for record in networks)
+    assert len(bars) == 1 + len(page.measured(FACTS[name])) + sum(len(record["engines"]) for record in networks)
 
 
 @each_page
