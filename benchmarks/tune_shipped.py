@@ -139,8 +139,11 @@ def main() -> None:
         for name in args.models:
             tune(records, args.target, device, name, args.trials)
     finally:
-        kept = Records(file)
-        kept.layers = {key: layer for key, layer in records.layers.items() if layer.choices}
+        kept = Records.read(file, missing_ok=True)  # other machines' layers, which were not tried here, stay
+        for key, layer in records.layers.items():
+            kept.layers.pop(key, None)
+            if layer.choices:
+                kept.layers[key] = layer
         if kept.layers:
             file.parent.mkdir(exist_ok=True)
             kept.save()

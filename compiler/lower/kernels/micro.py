@@ -99,6 +99,9 @@ class Micro:
 
     unit: int = STEP
     """Bytes of a step."""
+    streams: bool = False
+    """Whether counting takes so much longer than reading the weights from the second-level cache that a tile meets all
+    weights of its task before the next."""
 
     def total(self, bits: int) -> str:
         """Element type of totals of up to ``bits``."""
@@ -353,7 +356,9 @@ def _step_avx512(tile: Tile, k: Expr, part: Flat) -> None:
         _accumulate(part, p, tirx.popcount(differ(x)))
 
 
-AVX512 = Micro("avx512", 8, WORD, ("uint64", 8), 1 << 24, False, _step_avx512, None, _flush_sums, unit=WORD)
+AVX512 = Micro(
+    "avx512", 8, WORD, ("uint64", 8), 1 << 24, False, _step_avx512, None, _flush_sums, unit=WORD, streams=True
+)
 
 
 # --- Anything else: 64-bit words, one count each, in 32-bit lanes (at most 128 a step).

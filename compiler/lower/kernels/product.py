@@ -255,6 +255,7 @@ def make(call: KernelCall, product: Product) -> Kernel:
     segments = list(product.segments)
     blocks = product.weights.shape[0] // CHANNELS // len(segments)
     block_bytes = CHANNELS * cut.row_bytes
+    tiles_first = micro.streams or cut.blocks * block_bytes <= SMALL_WEIGHTS
     with function(call) as fn:
         source = fn.input(0)
         weights = fn.constant("weights", micros.lay_out(product.weights, cut.row_bytes, micro.unit))
@@ -333,7 +334,7 @@ def make(call: KernelCall, product: Product) -> Kernel:
                     emit_rows(product, cut, source, rows, fill, classes, tables, image, first, count, offset)
                 if cut.lanes == 1 and micro.blocks > 1:
                     row_of(start_block, share_blocks)
-                elif call.knobs.choose("tiles_first", int(cut.blocks * block_bytes <= SMALL_WEIGHTS), (0, 1)):
+                elif call.knobs.choose("tiles_first", int(tiles_first), (0, 1)):
                     with T.serial(0, tile_count) as t:
                         pixel, at = pixels_of(t)
                         with T.serial(0, share_blocks) as b:
