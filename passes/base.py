@@ -56,7 +56,7 @@ class Origin:
     """The tensor of the original model that a packed tensor holds the signs of.
 
     The packed tensor equals ``pack_bits(transpose(original, perm) > 0)`` over ``channels`` channels, except where the
-    original is zero.
+    original is zero; the original is in the shape ``shape`` there, if that is given.
     """
 
     tensor: str
@@ -64,6 +64,8 @@ class Origin:
     channels: int
     unsigned: bool = False
     """Whether a zero of the original is the lower of two levels, a bit of 0, and not a third value."""
+    shape: list[int] = field(default_factory=list)
+    """The shape in which the packed model takes the signs, where that is not the original's (before a flattening)."""
 
 
 @dataclass(frozen=True)

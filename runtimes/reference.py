@@ -108,6 +108,13 @@ class Origin:
     levels: Levels | None = None
     """The quantizer whose levels it holds in bit planes; None: it holds signs."""
     codes: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+    """The shape in which the packed model takes the signs, where that is not the original's."""
+
+    def laid(self, elements: np.ndarray) -> np.ndarray:
+        """Something of each element of the original, in the shape that ``perm`` speaks of."""
+        shape = self.levels.shape if self.levels is not None else self.shape
+        return elements.reshape(shape) if len(shape) else elements
 
 
 class References:
@@ -182,7 +189,8 @@ class References:
         levels = self.levels.get(tensor) if node.op_type == "PackLevels" else None
         if levels is None:
             unsigned = bool(entry.get("unsigned", False))
-            return Origin(*fields, tuple(self.original.before_sign(tensor, unsigned)), unsigned)
+            before, shape = tuple(self.original.before_sign(tensor, unsigned)), tuple(entry.get("shape", ()))
+            return Origin(*fields, before, unsigned, shape=shape)
         codes = next(tuple(a.ints) for a in node.attribute if a.name == "codes")
         before = (levels.source,) if levels.source in self.original else ()
         return Origin(*fields, before, False, levels, codes)
@@ -341,7 +349,8 @@ class References:
         margin = np.abs(tensor) if margin is None else margin
         if origin.unsigned:
             tensor = np.where(tensor > 0, 1.0, -1.0)
-        flips, where = sign_flips(packed, tensor, margin, origin.perm, origin.channels)
+        laid = origin.laid(tensor), origin.laid(margin)
+        flips, where = sign_flips(packed, *laid, origin.perm, origin.channels)
         if origin.tensor in self.chosen:
             flips = replace(flips, ties=int((values[f"{origin.tensor}{_WITHOUT_CHOICE}"] == 0).sum()))
         return flips, where
@@ -356,7 +365,7 @@ class References:
         if origin.unsigned or origin.levels is not None:
             return np.zeros_like(packed[origin.packed])
         shape = (*packed[origin.packed].shape[:-1], origin.channels)
-        zero = np.transpose(values[origin.tensor], origin.perm).reshape(shape) == 0
+        zero = np.transpose(origin.laid(values[origin.tensor]), origin.perm).reshape(shape) == 0
         if not zero.any():
             return np.zeros_like(packed[origin.packed])
         alike = [
@@ -404,9 +413,7 @@ class References:
     @staticmethod
     def _as_planes(origin: Origin, packed: np.ndarray, elements: np.ndarray) -> np.ndarray:
         """Something of each element of the original, as the planes of ``packed`` hold them: ``[..., channels]``."""
-        if origin.levels is not None and origin.levels.shape:
-            elements = elements.reshape(origin.levels.shape)
-        return np.transpose(elements, origin.perm).reshape(*packed.shape[1:-1], origin.channels)
+        return np.transpose(origin.laid(elements), origin.perm).reshape(*packed.shape[1:-1], origin.channels)
 
     def _before_levels(self, levels: Levels, values: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """What the quantizer was given (float64), pooled as its output was; None where the original has no such tensor."""
@@ -455,7 +462,7 @@ class References:
         is_open = self.open_signs(origin.before, values, errors, packed_errors, values[origin.tensor].shape)
         if is_open is None:
             return None
-        return pack_bits(np.transpose(is_open, origin.perm).reshape(*packed_shape[:-1], origin.channels))
+        return pack_bits(np.transpose(origin.laid(is_open), origin.perm).reshape(*packed_shape[:-1], origin.channels))
 
     def nodes_of(self, step: Mapping[str, Any], tensor: str) -> list[onnx.NodeProto]:
         """The nodes of a step that ``tensor`` depends on, in graph order, views between them included."""

@@ -253,18 +253,22 @@ def turned(node: onnx.NodeProto) -> onnx.NodeProto:
 
 def convert(
     bb: Any, node: onnx.NodeProto, data: Any, constants: Mapping[str, np.ndarray], shape: Sequence[int],
-    steps: Sequence[EpilogueStep] = (),
+    steps: Sequence[EpilogueStep] = (), last: bool = False,
 ) -> Any:  # fmt: skip
-    """One of ``_NATIVE`` on ``data`` ``[N, H, W, C]``. ``shape``: of the output as the model has it. ``steps``: of a `Conv`."""
+    """One of ``_NATIVE`` on ``data`` ``[N, H, W, C]``.
+
+    ``shape``: of the output as the model has it. ``steps``: of a `Conv`. ``last``: whether a mean lies channels last, too.
+    """
     attrs = attributes(node)
     if node.op_type in ("ReduceMean", "GlobalAveragePool"):
-        return relax.op.reshape(bb.emit(relax.op.mean(data, axis=[1, 2])), shape)
+        lies = tuple(shape[axis] for axis in LAST) if last else shape
+        return relax.op.reshape(bb.emit(relax.op.mean(data, axis=[1, 2])), lies)
     if node.op_type == "Conv":
         weights = constants[node.input[1]]
         strides = [int(step) for step in attrs.get("strides", [1, 1])]
         bias = constants[node.input[2]] if len(node.input) > 2 and node.input[2] else None
         out = tuple(shape[axis] for axis in LAST)
-        if attrs.get("group", 1) > 1:
+        if weights.shape[1] == 1 and attrs.get("group", 1) == len(weights):  # one channel in one group, too
             described: dict[str, Any] = _described(attrs, weights.shape[2:])
             described["epilogue"], parameters = converters.finish(steps)
             taps = np.ascontiguousarray(weights.reshape(len(weights), -1).T)

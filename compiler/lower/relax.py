@@ -299,8 +299,8 @@ class Importer:
         """A standard operator on tensors that lie channels last."""
         if node.op_type in (*ELEMENTWISE, "Cast", "Concat"):
             return self._convert(turned(node), self._inputs(node, True), constant_last)
-        data = self._read(node.input[0], True)
-        return [convert(self._bb, node, data, self.constants, self.types[node.output[0]].shape, steps)]
+        data, last = self._read(node.input[0], True), node.output[0] in self.layout.last
+        return [convert(self._bb, node, data, self.constants, self.types[node.output[0]].shape, steps, last)]
 
     def _convert(
         self, node: onnx.NodeProto, given: Sequence[relax.Expr | None],

@@ -60,13 +60,15 @@ class Packer:
         self.bits: dict[Any, gs.Tensor] = {}
         self.weights: dict[Any, gs.Tensor] = {}
         self.passes: dict[int, tuple[int, ...]] = {}
+        self.flattened: dict[str, str] = {}
+        """Signs taken before a flattening → the tensor of the original that is these, flattened."""
         self.readers: dict[int, tuple[gs.Node, set[str]]] = {}
 
     def run(self) -> bool:
         """Pack every layer; returns whether there was one."""
         for node in list(self.graph.nodes):
             if node.op == "Binarize" and node.domain == DOMAIN:
-                _sign_before_flatten(self.graph, self.ctx, node)
+                self._sign_before_flatten(node)
         toposort(self.graph)
         for node in list(self.graph.nodes):
             if node.domain or node.op not in ("Conv", "Gemm", "MatMul"):
@@ -86,6 +88,23 @@ class Packer:
         return bool(self.bits)
 
     # Activations
+
+    def _sign_before_flatten(self, binarize: gs.Node) -> None:
+        """``Binarize(Flatten(x))`` before a Gemm or MatMul → ``Flatten(Binarize(x))``, the same, element by element."""
+        flatten, output = producer(binarize.inputs[0]), binarize.outputs[0]
+        if flatten is None or flatten.domain or flatten.op not in RESHAPES:
+            return
+        source = flatten.inputs[0]
+        if len(static_shape(source)) <= len(static_shape(output)) or not any(
+            reader.op in ("Gemm", "MatMul") for reader in consumers(output)
+        ):
+            return
+        zero = binarize.attrs["zero"]
+        signs = add_node(self.graph, self.ctx, "Binarize", [source], stands_for=binarize, domain=DOMAIN, zero=zero)
+        self.flattened[signs.name] = output.name
+        reshape(self.graph, self.ctx, signs, static_shape(output), flatten, output)
+        binarize.inputs.clear()
+        remove_node(self.graph, binarize)
 
     def strict(self, binarize: gs.Node) -> tuple[int, ...]:
         """For each pass over a layer whose input is this sign: whether zero is below the threshold."""
@@ -130,10 +149,13 @@ class Packer:
             stands_for=route.binarize, domain=DOMAIN, perm=list(route.perm), strict=strict,
         )  # fmt: skip
         sign = route.binarize.outputs[0].name
+        flat = self.flattened.get(sign)
+        shape = [] if flat is None else list(static_shape(source))
+        sign = sign if flat is None else flat
         if sign not in self.ctx.made:
-            self.ctx.origins[packed.name] = Origin(sign, list(route.perm), channels)
+            self.ctx.origins[packed.name] = Origin(sign, list(route.perm), channels, shape=shape)
         elif sign in self.ctx.levels:
-            self.ctx.origins[packed.name] = Origin(self.ctx.levels[sign], list(route.perm), channels, unsigned=True)
+            self.ctx.origins[packed.name] = Origin(self.ctx.levels[sign], list(route.perm), channels, True, shape)
         return packed
 
     def _step(self, tensor: gs.Tensor, step: Step) -> gs.Tensor:
@@ -235,22 +257,6 @@ class Packer:
             names = [f"'{original_name(self.ctx, n)}'" for n in consumers(binarize.outputs[0])]
             text += f"; also kept in float for {', '.join(names) or 'the model output'}"
         self.ctx.note(binarize, Status.PACKED, text)
-
-
-def _sign_before_flatten(graph: gs.Graph, ctx: Context, binarize: gs.Node) -> None:
-    """``Binarize(Flatten(x))`` before a Gemm or MatMul → ``Flatten(Binarize(x))``, which is the same, element by element."""
-    flatten, output = producer(binarize.inputs[0]), binarize.outputs[0]
-    if flatten is None or flatten.domain or flatten.op not in RESHAPES:
-        return
-    source = flatten.inputs[0]
-    if len(static_shape(source)) <= len(static_shape(output)) or not any(
-        reader.op in ("Gemm", "MatMul") for reader in consumers(output)
-    ):
-        return
-    signs = add_node(graph, ctx, "Binarize", [source], stands_for=binarize, domain=DOMAIN, zero=binarize.attrs["zero"])
-    reshape(graph, ctx, signs, static_shape(output), flatten, output)
-    binarize.inputs.clear()
-    remove_node(graph, binarize)
 
 
 def reshape(

@@ -156,3 +156,26 @@ def test_feature_maps_side_by_side_stay_channels_last(target: str) -> None:
     model, x = package.packed(), inputs(net.shape, 3)
     expected = golden.run(model, {"x": x})[y]
     np.testing.assert_allclose(run(model, {"x": x})[y], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("op", ["GlobalAveragePool", "ReduceMean"])
+def test_means_that_binary_layers_read_lie_channels_last(op: str) -> None:
+    net = RealNet((2, 20, 5, 7))
+    y = net.bn(net.conv(net.sign("x"), 20, 20, (3, 3), pads=[1] * 4), 20)
+    mean = net.node(op, y, *([np.int64([2, 3])] if op == "ReduceMean" else []))
+    y = net.node("Flatten", net.conv(net.sign(mean), 20, 9, (1, 1)))
+    model, x = compiled(net, y).model, inputs(net.shape, 3)
+    np.testing.assert_array_equal(run_on_host(model, {"x": x})[y], golden.run(model, {"x": x})[y])
+
+
+@pytest.mark.parametrize("pads", [[0] * 4, [1, 1, 1, 0]])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 2)])
+def test_a_convolution_of_one_channel_between_binary_layers(kernel: tuple[int, int], pads: list[int]) -> None:
+    """It is depthwise, though it has one group."""
+    net = RealNet((1, 1, 9, 11))
+    y = net.node("Add", net.bn(net.conv(net.sign("x"), 1, 1, pads=[1] * 4), 1), "x")
+    y = net.node("Relu", net.node("Conv", y, net.floats(1, 1, *kernel), net.floats(1), pads=pads, strides=[2, 1]))
+    y = net.node("Add", net.bn(net.conv(net.sign(y), 1, 1, pads=[1] * 4), 1), y)
+    model, x = compiled(net, y).model, inputs(net.shape, 3)
+    expected = golden.run(model, {"x": x})[y]
+    np.testing.assert_allclose(run_on_host(model, {"x": x})[y], expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -11,6 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import xnorc
+from tests.passes.mini import RealNet, inputs
 from xnorc.errors import InputError
 from xnorc.runtimes.device import Mode
 from xnorc.runtimes.judge import Golden, Verdict, judge_passes
@@ -83,6 +84,21 @@ def test_ties_of_scaled_sums_are_open() -> None:
     assert result.ok, result.first_difference
     flipped = next(item for item in result.passes if item.original == "sign2")
     assert flipped.differing > 0 and flipped.max_margin < 1e-5 and flipped.ok
+
+
+@pytest.mark.parametrize("zero", [1, 0])
+def test_ties_in_front_of_a_flattening_are_open(zero: int) -> None:
+    """The passes take the signs of a flattened map before it is flattened; they are still held against the flattened ones."""
+    net = RealNet((1, 8, 9, 7))
+    ternary = (net.rng.integers(-1, 2, (20, 8, 3, 3)) * np.float32(0.0875)).astype(np.float32)
+    y = net.node("Conv", net.sign("x"), ternary, name="conv")
+    flat = net.sign(net.node("Flatten", y), zero)
+    y = net.node("Gemm", net.sign(net.node("Gemm", flat, net.signs(30, 700), transB=1)), net.signs(5, 30), transB=1)
+    package = xnorc.compile(net.model(y), "host")
+    result = package.validate("host", {"x": inputs((6, 8, 9, 7), 3)})
+    assert result.ok, result.first_difference
+    found = next(item for item in result.passes if item.original == flat)
+    assert found.differing > 0 and found.max_margin < 1e-5 and found.ok
 
 
 def test_a_wrong_scale_is_found() -> None:
