@@ -126,6 +126,8 @@ class Context:
     """Node made by a pass → the original node whose work it does."""
     levels: dict[str, str] = field(default_factory=dict)
     """Output of a Binarize made by a pass → the original tensor of two levels, the higher positive, that it is the sign of."""
+    flattened: dict[str, str] = field(default_factory=dict)
+    """Output of a Binarize that a pass moved in front of a flattening → the tensor behind it, which is it, flattened."""
     current: str = ""
     """Name of the running pass."""
     taken: set[str] = field(default_factory=set)

@@ -178,10 +178,12 @@ def _copied(
         axis = int(source.attrs["axis"]) if source.op == "Quantize" else -1
         result = add_node(graph, ctx, "Quantize", inputs, stands_for=source, domain=DOMAIN, axis=axis)
         info = ctx.quantizers.get(tensor.name)
-        if source.op == "Binarize" and tensor.name not in ctx.made:
+        signs = ctx.flattened.get(tensor.name, tensor.name)
+        if source.op == "Binarize" and signs not in ctx.made:
             info = Levels(
-                tensor.name, source.inputs[0].name, [float(x) for x in threshold[:, 0]], [float(x) for x in value]
-            )
+                signs, source.inputs[0].name, [float(x) for x in threshold[:, 0]], [float(x) for x in value],
+                shape=list(static_shape(tensor)) if tensor.name in ctx.flattened else [],
+            )  # fmt: skip
         if info is not None:
             apart = float(np.abs(value.astype(np.float64) - scale * integers).max())
             ctx.quantizers[result.name] = dataclasses.replace(info, error=apart)

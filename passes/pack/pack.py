@@ -60,8 +60,6 @@ class Packer:
         self.bits: dict[Any, gs.Tensor] = {}
         self.weights: dict[Any, gs.Tensor] = {}
         self.passes: dict[int, tuple[int, ...]] = {}
-        self.flattened: dict[str, str] = {}
-        """Signs taken before a flattening → the tensor of the original that is these, flattened."""
         self.readers: dict[int, tuple[gs.Node, set[str]]] = {}
 
     def run(self) -> bool:
@@ -101,7 +99,7 @@ class Packer:
             return
         zero = binarize.attrs["zero"]
         signs = add_node(self.graph, self.ctx, "Binarize", [source], stands_for=binarize, domain=DOMAIN, zero=zero)
-        self.flattened[signs.name] = output.name
+        self.ctx.flattened[signs.name] = output.name
         reshape(self.graph, self.ctx, signs, static_shape(output), flatten, output)
         binarize.inputs.clear()
         remove_node(self.graph, binarize)
@@ -149,9 +147,8 @@ class Packer:
             stands_for=route.binarize, domain=DOMAIN, perm=list(route.perm), strict=strict,
         )  # fmt: skip
         sign = route.binarize.outputs[0].name
-        flat = self.flattened.get(sign)
-        shape = [] if flat is None else list(static_shape(source))
-        sign = sign if flat is None else flat
+        shape = list(static_shape(source)) if sign in self.ctx.flattened else []
+        sign = self.ctx.flattened.get(sign, sign)
         if sign not in self.ctx.made:
             self.ctx.origins[packed.name] = Origin(sign, list(route.perm), channels, shape=shape)
         elif sign in self.ctx.levels:

@@ -86,14 +86,16 @@ def test_ties_of_scaled_sums_are_open() -> None:
     assert flipped.differing > 0 and flipped.max_margin < 1e-5 and flipped.ok
 
 
+@pytest.mark.parametrize("weights", [(-1, 1), (-1, 0, 1, 2)])
 @pytest.mark.parametrize("zero", [1, 0])
-def test_ties_in_front_of_a_flattening_are_open(zero: int) -> None:
+def test_ties_in_front_of_a_flattening_are_open(zero: int, weights: tuple[int, ...]) -> None:
     """The passes take the signs of a flattened map before it is flattened; they are still held against the flattened ones."""
     net = RealNet((1, 8, 9, 7))
     ternary = (net.rng.integers(-1, 2, (20, 8, 3, 3)) * np.float32(0.0875)).astype(np.float32)
     y = net.node("Conv", net.sign("x"), ternary, name="conv")
     flat = net.sign(net.node("Flatten", y), zero)
-    y = net.node("Gemm", net.sign(net.node("Gemm", flat, net.signs(30, 700), transB=1)), net.signs(5, 30), transB=1)
+    product = net.node("Gemm", flat, net.rng.choice(np.float32(weights), (30, 700)), transB=1)
+    y = net.node("Gemm", net.sign(product), net.signs(5, 30), transB=1)
     package = xnorc.compile(net.model(y), "host")
     result = package.validate("host", {"x": inputs((6, 8, 9, 7), 3)})
     assert result.ok, result.first_difference
