@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -51,12 +51,28 @@ class Record:
     by: str
 
 
+Moves = list[tuple[str, list[int]]]
+"""How a tensor of the original comes to lie where the packed model takes its signs or levels, when that is earlier (in
+front of a flattening, say): ``reshape`` to a shape, ``transpose`` by a permutation, ``crop`` by begins and ends, one by one."""
+
+
+@dataclass(frozen=True)
+class MovedSign:
+    """A tensor of signs behind reshapes, transposes or a padding, in front of which a pass took them."""
+
+    tensor: str
+    source: str
+    """What the signs are taken of, behind the moves."""
+    moves: Moves
+    """From behind to the front."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """The tensor of the original model that a packed tensor holds the signs of.
 
     The packed tensor equals ``pack_bits(transpose(original, perm) > 0)`` over ``channels`` channels, except where the
-    original is zero; the original is in the shape ``shape`` there, if that is given.
+    original is zero; ``moves`` come before the transpose.
     """
 
     tensor: str
@@ -64,8 +80,7 @@ class Origin:
     channels: int
     unsigned: bool = False
     """Whether a zero of the original is the lower of two levels, a bit of 0, and not a third value."""
-    shape: list[int] = field(default_factory=list)
-    """The shape in which the packed model takes the signs, where that is not the original's (before a flattening)."""
+    moves: Moves = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -81,8 +96,7 @@ class Levels:
     flip: int = 0
     error: float = 0.0
     """How far a value may be from the integer times the scale that is in its place."""
-    shape: list[int] = field(default_factory=list)
-    """The shape in which the packed model quantizes it, where that is not the original's (before a flattening)."""
+    moves: Moves = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -126,8 +140,8 @@ class Context:
     """Node made by a pass → the original node whose work it does."""
     levels: dict[str, str] = field(default_factory=dict)
     """Output of a Binarize made by a pass → the original tensor of two levels, the higher positive, that it is the sign of."""
-    flattened: dict[str, str] = field(default_factory=dict)
-    """Output of a Binarize that a pass moved in front of a flattening → the tensor behind it, which is it, flattened."""
+    moved: dict[str, MovedSign] = field(default_factory=dict)
+    """Output of a Binarize that a pass made in front of moves → the signs behind them."""
     current: str = ""
     """Name of the running pass."""
     taken: set[str] = field(default_factory=set)
@@ -157,6 +171,11 @@ class Context:
             name, count = f"{base}_{count}", count + 1
         self.taken.add(name)
         return name
+
+    def move_sign(self, signs: gs.Tensor, output: gs.Tensor, source: gs.Tensor, moves: Moves) -> None:
+        """Record that ``signs`` are those in ``output``, of ``source``, before what ``moves`` undo, the last one first."""
+        behind = self.moved.get(output.name, MovedSign(output.name, source.name, []))
+        self.moved[signs.name] = replace(behind, moves=[*behind.moves, *moves])
 
     def origins_json(self) -> str:
         """``origins`` as stored in the packed model's metadata."""

@@ -7,7 +7,7 @@ within the error bound of a threshold between the two levels, as a sign is expla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,28 @@ import numpy as np
 from ..opset import pack_bits, unpack_bits
 from .bounds import Error
 from .compare import Flips
+
+Move = tuple[str, tuple[int, ...]]
+"""``reshape`` to a shape, ``transpose`` by a permutation, or ``crop`` by begins and ends."""
+
+
+def moves_of(entry: Mapping[str, Any]) -> tuple[Move, ...]:
+    """From the packed model's metadata."""
+    return tuple((str(kind), tuple(int(size) for size in sizes)) for kind, sizes in entry.get("moves", ()))
+
+
+def lie(elements: np.ndarray, moves: Sequence[Move]) -> np.ndarray:
+    """Something of each element of a tensor of the original, as it lies where the packed model takes signs or levels."""
+    for kind, sizes in moves:
+        if kind == "reshape":
+            elements = elements.reshape(sizes)
+        elif kind == "transpose":
+            elements = elements.transpose(sizes)
+        else:
+            begins, ends = sizes[: elements.ndim], sizes[elements.ndim :]
+            cut = zip(begins, ends, elements.shape, strict=True)
+            elements = elements[tuple(slice(begin, size - end) for begin, end, size in cut)]
+    return elements
 
 
 @dataclass(frozen=True)
@@ -32,8 +54,6 @@ class Levels:
     flip: bool
     error: float
     """How far a level may be from the integer times a scale that is in its place."""
-    shape: tuple[int, ...]
-    """The shape in which the packed model quantizes; empty: the original's."""
 
     @staticmethod
     def of(entry: dict[str, Any]) -> Levels:
@@ -45,7 +65,6 @@ class Levels:
             np.asarray(entry["values"], np.float64),
             bool(entry["flip"]),
             float(entry["error"]),
-            tuple(entry["shape"]),
         )
 
     def of_values(self, values: np.ndarray) -> np.ndarray:

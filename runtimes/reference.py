@@ -14,7 +14,7 @@ from .. import golden
 from ..opset import DOMAIN, REGISTRY, pack_bits, unpack_bits
 from .bounds import VIEWS, Analysis, Error, few_bit_errors, weight_errors
 from .compare import Flips, sign_flips
-from .levels import Levels, decode, level_flips, planes_of
+from .levels import Levels, Move, decode, level_flips, lie, moves_of, planes_of
 
 if TYPE_CHECKING:
     from ..package import Package
@@ -108,13 +108,12 @@ class Origin:
     levels: Levels | None = None
     """The quantizer whose levels it holds in bit planes; None: it holds signs."""
     codes: tuple[int, ...] = ()
-    shape: tuple[int, ...] = ()
-    """The shape in which the packed model takes the signs, where that is not the original's."""
+    moves: tuple[Move, ...] = ()
+    """How the original comes to lie where the packed model takes its signs or levels."""
 
     def laid(self, elements: np.ndarray) -> np.ndarray:
-        """Something of each element of the original, in the shape that ``perm`` speaks of."""
-        shape = self.levels.shape if self.levels is not None else self.shape
-        return elements.reshape(shape) if len(shape) else elements
+        """Something of each element of the original, as ``perm`` finds it."""
+        return lie(elements, self.moves)
 
 
 class References:
@@ -187,13 +186,13 @@ class References:
         while node.op_type in _MOVES_LEVELS and node.input[0] in self.packed.producer:
             node = self.packed.producer[node.input[0]]
         levels = self.levels.get(tensor) if node.op_type == "PackLevels" else None
+        moves = moves_of(entry)
         if levels is None:
             unsigned = bool(entry.get("unsigned", False))
-            before, shape = tuple(self.original.before_sign(tensor, unsigned)), tuple(entry.get("shape", ()))
-            return Origin(*fields, before, unsigned, shape=shape)
+            return Origin(*fields, tuple(self.original.before_sign(tensor, unsigned)), unsigned, moves=moves)
         codes = next(tuple(a.ints) for a in node.attribute if a.name == "codes")
         before = (levels.source,) if levels.source in self.original else ()
-        return Origin(*fields, before, False, levels, codes)
+        return Origin(*fields, before, False, levels, codes, moves)
 
     def _is_operator(self, reference: Reference, tensor: str, *operators: str) -> bool:
         node = reference.producer.get(tensor)
@@ -206,16 +205,16 @@ class References:
         is a `Binarize` with the chosen zero; not in one packed twice (a sign that keeps its three values).
         """
         analysis = Analysis(self.given.model, original=True)
-        packed: dict[tuple[str, tuple[int, ...]], set[object]] = {}
+        packed: dict[tuple[object, ...], set[object]] = {}
         for name, entry in origins.items():
             if (levels := self.levels.get(entry["tensor"])) is not None and not np.array_equal(levels.values, (-1, 1)):
                 continue  # no signs
             if (node := self.packed.producer.get(name)) is not None:
                 inputs = [self.analysis.constants.get(source) for source in node.input]
                 what = tuple(source if v is None else v.tobytes() for source, v in zip(node.input, inputs, strict=True))
-                packed.setdefault((entry["tensor"], tuple(entry["perm"])), set()).add(what)
-        twice = {tensor for (tensor, _), ways in packed.items() if len(ways) > 1}
-        names = {tensor for tensor, _ in packed} - twice
+                packed.setdefault((entry["tensor"], tuple(entry["perm"]), moves_of(entry)), set()).add(what)
+        twice = {tensor for (tensor, *_), ways in packed.items() if len(ways) > 1}
+        names = {str(tensor) for tensor, *_ in packed} - twice
         for node in self.packed.model.graph.node:
             zero = next((a.i for a in node.attribute if a.name == "zero"), 0)
             if node.op_type == "Binarize" and zero == int(self.choice):
@@ -371,7 +370,7 @@ class References:
         alike = [
             unpack_bits(packed[other.packed], origin.channels)
             for other in self.origins
-            if other.tensor == origin.tensor and other.perm == origin.perm
+            if (other.tensor, other.perm, other.moves) == (origin.tensor, origin.perm, origin.moves)
         ]
         alike = [bits for bits in alike if bits.shape == shape]
         return pack_bits(zero & (np.all(alike, axis=0) | ~np.any(alike, axis=0)))

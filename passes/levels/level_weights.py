@@ -29,6 +29,7 @@ from ...opset import DOMAIN
 from ..base import (
     Context,
     Levels,
+    MovedSign,
     Pass,
     Status,
     add_constant,
@@ -178,11 +179,11 @@ def _copied(
         axis = int(source.attrs["axis"]) if source.op == "Quantize" else -1
         result = add_node(graph, ctx, "Quantize", inputs, stands_for=source, domain=DOMAIN, axis=axis)
         info = ctx.quantizers.get(tensor.name)
-        signs = ctx.flattened.get(tensor.name, tensor.name)
-        if source.op == "Binarize" and signs not in ctx.made:
+        signs = ctx.moved.get(tensor.name, MovedSign(tensor.name, source.inputs[0].name, []))
+        if source.op == "Binarize" and signs.tensor not in ctx.made:
             info = Levels(
-                signs, source.inputs[0].name, [float(x) for x in threshold[:, 0]], [float(x) for x in value],
-                shape=list(static_shape(tensor)) if tensor.name in ctx.flattened else [],
+                signs.tensor, signs.source, [float(x) for x in threshold[:, 0]], [float(x) for x in value],
+                moves=signs.moves,
             )  # fmt: skip
         if info is not None:
             apart = float(np.abs(value.astype(np.float64) - scale * integers).max())

@@ -123,7 +123,7 @@ class _Packer:
         info = self.ctx.quantizers.get(source.outputs[0].name)
         if info is not None:
             channels = static_shape(source.inputs[0])[route.perm[-1]]
-            self.ctx.origins[packed.name] = Origin(info.tensor, list(route.perm), channels)
+            self.ctx.origins[packed.name] = Origin(info.tensor, list(route.perm), channels, moves=info.moves)
         return packed
 
     def _step(self, tensor: gs.Tensor, step: Step) -> gs.Tensor:

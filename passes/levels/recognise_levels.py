@@ -344,6 +344,8 @@ def _before_flatten(graph: gs.Graph, ctx: Context, node: gs.Node) -> bool:
     node.outputs.clear()
     reshape(graph, ctx, levels, static_shape(output), flatten, output)
     if info is not None:
-        ctx.quantizers[levels.name] = dataclasses.replace(info, shape=list(static_shape(source)))
+        ctx.quantizers[levels.name] = dataclasses.replace(
+            info, moves=[*info.moves, ("reshape", list(static_shape(source)))]
+        )
     remove_node(graph, node)
     return True

@@ -8,7 +8,19 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...opset import DOMAIN, pack_bits
-from ..base import Context, Origin, Pass, Status, add_constant, add_node, constant, consumers, producer, static_shape
+from ..base import (
+    Context,
+    Moves,
+    Origin,
+    Pass,
+    Status,
+    add_constant,
+    add_node,
+    constant,
+    consumers,
+    producer,
+    static_shape,
+)
 from ..chain import RESHAPES, absorbed, original_name, trace_chain
 from ..graph import dead_nodes, remove_node, toposort
 from ..signs.affine_signs import sinkable
@@ -99,7 +111,8 @@ class Packer:
             return
         zero = binarize.attrs["zero"]
         signs = add_node(self.graph, self.ctx, "Binarize", [source], stands_for=binarize, domain=DOMAIN, zero=zero)
-        self.ctx.flattened[signs.name] = output.name
+        moves: Moves = [("reshape", list(static_shape(source)))]
+        self.ctx.move_sign(signs, output, flatten.outputs[0], moves)
         reshape(self.graph, self.ctx, signs, static_shape(output), flatten, output)
         binarize.inputs.clear()
         remove_node(self.graph, binarize)
@@ -147,12 +160,12 @@ class Packer:
             stands_for=route.binarize, domain=DOMAIN, perm=list(route.perm), strict=strict,
         )  # fmt: skip
         sign = route.binarize.outputs[0].name
-        shape = list(static_shape(source)) if sign in self.ctx.flattened else []
-        sign = self.ctx.flattened.get(sign, sign)
+        behind = self.ctx.moved.get(sign)
+        sign, moves = (sign, []) if behind is None else (behind.tensor, behind.moves)
         if sign not in self.ctx.made:
-            self.ctx.origins[packed.name] = Origin(sign, list(route.perm), channels, shape=shape)
+            self.ctx.origins[packed.name] = Origin(sign, list(route.perm), channels, moves=moves)
         elif sign in self.ctx.levels:
-            self.ctx.origins[packed.name] = Origin(self.ctx.levels[sign], list(route.perm), channels, True, shape)
+            self.ctx.origins[packed.name] = Origin(self.ctx.levels[sign], list(route.perm), channels, True, moves)
         return packed
 
     def _step(self, tensor: gs.Tensor, step: Step) -> gs.Tensor:

@@ -82,6 +82,7 @@ def _hoist(graph: gs.Graph, ctx: Context, node: gs.Node) -> bool:
         return False
     output, zero = node.outputs[0], node.attrs["zero"]
     value = add_node(graph, ctx, "Binarize", [source], stands_for=node, domain=DOMAIN, zero=zero)
+    ctx.move_sign(value, output, node.inputs[0], [_undone(move) for move in moves])
     for move in reversed(moves):
         value = add_node(
             graph, ctx, move.op, [value, *move.inputs[1:]], stands_for=move, dtype=np.float32,
@@ -91,3 +92,11 @@ def _hoist(graph: gs.Graph, ctx: Context, node: gs.Node) -> bool:
     node.inputs.clear()
     remove_node(graph, node)
     return True
+
+
+def _undone(move: gs.Node) -> tuple[str, list[int]]:
+    shape = static_shape(move.inputs[0])
+    if move.op != "Transpose":
+        return "reshape", list(shape)
+    perm = list(move.attrs.get("perm") or range(len(shape))[::-1])
+    return "transpose", [perm.index(axis) for axis in range(len(shape))]

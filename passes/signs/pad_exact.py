@@ -52,7 +52,9 @@ class PadExact(Pass):
         zero, source, output = node.attrs["zero"], pad.inputs[0], node.outputs[0]
         value = zero if amounts.value == 0 else int(np.sign(amounts.value))
         signs = add_node(graph, ctx, "Binarize", [source], stands_for=node, domain=DOMAIN, zero=zero)
-        amount = add_constant(ctx, f"{pad.name}/pads", np.array([0, 0, *amounts.begin, 0, 0, *amounts.end], np.int64))
+        every = [0, 0, *amounts.begin, 0, 0, *amounts.end]
+        ctx.move_sign(signs, output, pad.outputs[0], [("crop", every)])
+        amount = add_constant(ctx, f"{pad.name}/pads", np.array(every, np.int64))
         fill = add_constant(ctx, f"{pad.name}/value", np.array(value, np.float32))
         add_node(
             graph, ctx, "Pad", [signs, amount, fill],

@@ -48,8 +48,9 @@ def test_padding_before_the_sign_is_padding_by_a_sign(value, zero, expected):
     graph, ctx = rewrite(padded(value, zero=zero, before=True), PadExact(), PackLayers())
     convs = [node for node in graph.nodes if node.op == "BinaryConv"]
     assert [conv.attrs["pad_value"] for conv in convs] == [expected] * (1 if zero else 2)
-    # The packed tensor is smaller than the original sign: it has no counterpart in the original model.
-    assert not ctx.origins
+    # The packed tensor is the original sign without its border.
+    assert len(ctx.origins) == len(convs)
+    assert all(origin.moves == [("crop", [0, 0, 1, 2, 0, 0, 2, 1])] for origin in ctx.origins.values())
 
 
 def test_padding_by_zero_before_a_sign_of_zero_stays_zero():

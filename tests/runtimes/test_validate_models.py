@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,21 +87,47 @@ def test_ties_of_scaled_sums_are_open() -> None:
     assert flipped.differing > 0 and flipped.max_margin < 1e-5 and flipped.ok
 
 
+def flattened(net: RealNet, y: str, zero: int) -> tuple[str, str, int]:
+    """``y`` ``[1, 8, 9, 7]``, its signs behind a move, and the rows to multiply: moved signs, rows of signs, their length."""
+    signs = net.sign(net.node("Flatten", y), zero)
+    return signs, signs, 504
+
+
+def padded(net: RealNet, y: str, zero: int) -> tuple[str, str, int]:
+    """A padding, with zeros, in front of the sign of a convolution."""
+    signs = net.sign(net.node("Pad", y, net.const(np.int64([0, 0, 1, 0, 0, 0, 2, 1]))), zero)
+    return signs, net.sign(net.node("Flatten", net.conv(signs, 8, 8, name="behind"))), 8 * 10 * 6
+
+
+def joined(net: RealNet, y: str, zero: int) -> tuple[str, str, int]:
+    """Heads of an attention, joined in front of the sign."""
+    rows = net.node("Reshape", y, net.const(np.int64([1, 8, 63, 1])))
+    ones = net.node("Cast", net.node("GreaterOrEqual", rows, np.float32(0.1)), to=onnx.TensorProto.FLOAT)
+    product = net.node("MatMul", net.node("Transpose", ones, perm=[0, 1, 3, 2]), rows)
+    heads = net.node("Transpose", net.node("MatMul", rows, product), perm=[0, 2, 1, 3])
+    signs = net.sign(net.node("Reshape", heads, net.const(np.int64([1, 63, 8]))), zero)
+    return signs, net.sign(net.node("Flatten", net.node("MatMul", signs, net.signs(8, 8)))), 504
+
+
 @pytest.mark.parametrize("weights", [(-1, 1), (-1, 0, 1, 2)])
+@pytest.mark.parametrize("sign_zero", [None, 1])
 @pytest.mark.parametrize("zero", [1, 0])
-def test_ties_in_front_of_a_flattening_are_open(zero: int, weights: tuple[int, ...]) -> None:
-    """The passes take the signs of a flattened map before it is flattened; they are still held against the flattened ones."""
+@pytest.mark.parametrize("moved", [flattened, padded, joined])
+def test_ties_in_front_of_moves_are_open(
+    moved: Callable[[RealNet, str, int], tuple[str, str, int]], zero: int, sign_zero: int | None, weights: tuple[int, ...]
+) -> None:  # fmt: skip
+    """The passes take signs before their tensor is flattened, padded or joined; they are held against those behind it."""
     net = RealNet((1, 8, 9, 7))
-    ternary = (net.rng.integers(-1, 2, (20, 8, 3, 3)) * np.float32(0.0875)).astype(np.float32)
-    y = net.node("Conv", net.sign("x"), ternary, name="conv")
-    flat = net.sign(net.node("Flatten", y), zero)
-    product = net.node("Gemm", flat, net.rng.choice(np.float32(weights), (30, 700)), transB=1)
+    ternary = (net.rng.integers(-1, 2, (8, 8, 3, 3)) * np.float32(0.0875)).astype(np.float32)
+    y = net.node("Conv", net.sign("x"), ternary, name="conv", pads=[1] * 4)
+    signs, rows, count = moved(net, y, zero)
+    product = net.node("Gemm", rows, net.rng.choice(np.float32(weights), (30, count)), transB=1)
     y = net.node("Gemm", net.sign(product), net.signs(5, 30), transB=1)
-    package = xnorc.compile(net.model(y), "host")
-    result = package.validate("host", {"x": inputs((6, 8, 9, 7), 3)})
+    result = xnorc.compile(net.model(y), "host", sign_zero=sign_zero).validate("host", {"x": inputs((6, 8, 9, 7), 3)})
     assert result.ok, result.first_difference
-    found = next(item for item in result.passes if item.original == flat)
-    assert found.differing > 0 and found.max_margin < 1e-5 and found.ok
+    found = [item for item in result.passes if item.original == signs]
+    assert found and all(item.ok for item in found)
+    assert sum(item.differing for item in found) > 0 and max(item.max_margin for item in found) < 1e-5
 
 
 def test_a_wrong_scale_is_found() -> None:
