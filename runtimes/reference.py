@@ -207,7 +207,8 @@ class References:
         analysis = Analysis(self.given.model, original=True)
         packed: dict[tuple[object, ...], set[object]] = {}
         for name, entry in origins.items():
-            if (levels := self.levels.get(entry["tensor"])) is not None and not np.array_equal(levels.values, (-1, 1)):
+            levels = self.levels.get(entry["tensor"])
+            if entry.get("unsigned") or (levels is not None and not np.array_equal(levels.values, (-1, 1))):
                 continue  # no signs
             if (node := self.packed.producer.get(name)) is not None:
                 inputs = [self.analysis.constants.get(source) for source in node.input]

@@ -130,6 +130,16 @@ def test_ties_in_front_of_moves_are_open(
     assert sum(item.differing for item in found) > 0 and max(item.max_margin for item in found) < 1e-5
 
 
+def test_a_choice_of_sign_zero_is_none_for_zero_and_one() -> None:
+    """Attention by comparison has zeros that are no signs."""
+    net = RealNet((1, 4, 6, 16))
+    flags = net.node("Cast", net.node("GreaterOrEqual", "x", np.float32(0.5)), to=onnx.TensorProto.FLOAT)
+    y = net.node("MatMul", flags, net.node("Transpose", net.sign("x", 0), perm=[0, 1, 3, 2]))
+    result = xnorc.compile(net.model(y), "host", sign_zero=1).validate("host", {"x": inputs((6, 4, 6, 16), 3)})
+    assert result.ok, result.first_difference
+    assert flags in {item.original for item in result.passes}
+
+
 def test_a_wrong_scale_is_found() -> None:
     packed = onnx.ModelProto()
     packed.CopyFrom(SmallPackage.of(scaled()).packed_model)
