@@ -40,6 +40,8 @@ _IDIOM = {
 _FAR = 8
 _MOVES_LEVELS = ("LevelMaxPool", "Reshape")
 """Operators behind which a ``PackLevels``' codes are still its codes."""
+_MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Pad")
+"""Operators in front of which passes take signs and levels."""
 _WITHOUT_CHOICE = "/before xnorc's choice of sign(0)"
 """Behind the name of a tensor of the original: what it is without the user's choice."""
 
@@ -167,16 +169,14 @@ class References:
                 continue
             self.origins.append(self._origin(name, entry))
         self.channels = {name: entry["channels"] for name, entry in found.items()}
-        self.kept_levels = {
-            name: self.levels[name] for name in self.levels if self._is_operator(self.packed, name, "Quantize")
-        }
+        self.kept_levels = {name: self.levels[name] for name in self.levels if self._is_made_by(name, "Quantize")}
         """Levels that are floats in both models."""
         self.shared = [name for name in self.tensors if name in self.original.producer and name not in found]
         """Tensors that both models have under one name."""
         self.signs = {
             name: tuple(self.original.before_sign(name))
             for name in self.shared
-            if self._is_operator(self.packed, name, "Binarize", "Sign")
+            if self._is_made_by(name, "Binarize", "Sign")
         }
         """Signs that are floats in both models, and what each was taken of in the original."""
 
@@ -194,8 +194,11 @@ class References:
         before = (levels.source,) if levels.source in self.original else ()
         return Origin(*fields, before, False, levels, codes, moves)
 
-    def _is_operator(self, reference: Reference, tensor: str, *operators: str) -> bool:
-        node = reference.producer.get(tensor)
+    def _is_made_by(self, tensor: str, *operators: str) -> bool:
+        """Whether the packed model makes a tensor by one of these operators, and moves of what they give."""
+        node = self.packed.producer.get(tensor)
+        while node is not None and node.op_type in _MOVES:
+            node = self.packed.producer.get(node.input[0])
         return node is not None and node.op_type in operators
 
     def _choose(self, origins: Mapping[str, Any]) -> None:

@@ -130,6 +130,19 @@ def test_ties_in_front_of_moves_are_open(
     assert sum(item.differing for item in found) > 0 and max(item.max_margin for item in found) < 1e-5
 
 
+def test_ties_of_joined_heads_are_open_where_signs_stay_in_float() -> None:
+    """The sign is taken before the heads are joined, but a layer of float weights reads it."""
+    net = RealNet((1, 8, 9, 7))
+    ternary = (net.rng.integers(-1, 2, (8, 8, 3, 3)) * np.float32(0.0875)).astype(np.float32)
+    y = net.node("Conv", net.sign("x"), ternary, name="conv", pads=[1] * 4)
+    signs, _, _ = joined(net, y, 1)
+    model = net.model(net.node("MatMul", signs, net.floats(8, 5)))
+    package = xnorc.compile(model, "host")
+    result = package.validate("host", {"x": inputs((6, 8, 9, 7), 3)})
+    assert result.ok, result.first_difference
+    assert signs in References(package).signs
+
+
 def test_a_choice_of_sign_zero_is_none_for_zero_and_one() -> None:
     """Attention by comparison has zeros that are no signs."""
     net = RealNet((1, 4, 6, 16))
