@@ -119,13 +119,13 @@ class Products:
         return find_route(again, perm)
 
     def _pack_signs(self, node: gs.Node, side: int, route: Route) -> list[gs.Tensor]:
-        """The packed operand, once for each pass, with the original's tensor that it holds."""
-        operand = node.inputs[side]
+        """The packed operand, once for each pass; the original's tensor that it holds, where its signs have none."""
+        operand, sign = node.inputs[side], route.binarize.outputs[0].name
         rank = len(static_shape(operand))
         perm = [*range(rank - 2), rank - 1, rank - 2] if side else list(range(rank))
         packed = self.packer.activations(route, node)
-        for tensor in packed:
-            if operand.name not in self.ctx.made:
+        if operand.name not in self.ctx.made and sign in self.ctx.made and sign not in self.ctx.moved:
+            for tensor in packed:
                 self.ctx.origins.setdefault(tensor.name, Origin(operand.name, perm, static_shape(operand)[perm[-1]]))
         return packed
 
