@@ -174,9 +174,9 @@ class References:
         self.shared = [name for name in self.tensors if name in self.original.producer and name not in found]
         """Tensors that both models have under one name."""
         self.signs = {
-            name: tuple(self.original.before_sign(name))
+            name: tuple(self.original.before_sign(name, unsigned=self._is_zero_or_one(name)))
             for name in self.shared
-            if self._is_made_by(name, "Binarize", "Sign")
+            if self._is_made_by(name, "Binarize", "Sign") or self._is_zero_or_one(name)
         }
         """Signs that are floats in both models, and what each was taken of in the original."""
 
@@ -200,6 +200,18 @@ class References:
         while node is not None and node.op_type in _MOVES:
             node = self.packed.producer.get(node.input[0])
         return node is not None and node.op_type in operators
+
+    def _is_zero_or_one(self, tensor: str) -> bool:
+        """Whether a tensor is a `Sign` behind a ReLU in the original, and half a `Binarize` plus a half here."""
+        made, node = self.original.producer.get(tensor), self.packed.producer.get(tensor)
+        above = self.original.producer.get(made.input[0]) if made is not None and made.op_type == "Sign" else None
+        for step in ("Add", "Mul"):
+            if above is None or above.op_type not in ("Relu", "Clip") or node is None or node.op_type != step:
+                return False
+            if not np.array_equal(self.analysis.constants.get(node.input[1], np.zeros(1)).reshape(-1), [0.5]):
+                return False
+            node = self.packed.producer.get(node.input[0])
+        return node is not None and node.op_type == "Binarize"
 
     def _choose(self, origins: Mapping[str, Any]) -> None:
         """Make the user's choice of sign(0) in a copy of the original.

@@ -143,6 +143,24 @@ def test_ties_of_joined_heads_are_open_where_signs_stay_in_float() -> None:
     assert signs in References(package).signs
 
 
+def test_ties_of_zero_and_one_are_open_where_they_stay_in_float() -> None:
+    """The sign of a ReLU, which a layer of float weights reads."""
+    net = RealNet((1, 8, 9, 7))
+    ternary = (net.rng.integers(-1, 2, (8, 8, 3, 3)) * np.float32(0.0875)).astype(np.float32)
+    y = net.node("Conv", net.sign("x"), ternary, name="conv", pads=[1] * 4)
+    signs = net.node("Sign", net.node("Relu", y))
+    model = net.model(net.node("Conv", signs, net.floats(5, 8, 3, 3)))
+    package = xnorc.compile(model, "host")
+    references, x = References(package), inputs((6, 8, 9, 7), 3)
+    result = package.validate("host", {"x": x})
+    assert result.ok, result.first_difference
+    assert references.signs[signs] == (y,)
+    judged = Golden.of(references, {"x": x[:1]})
+    assert (judged.original[signs] != judged.packed[signs]).any()
+    judged.packed[signs][judged.original[y] > 0.05] = 0  # no tie
+    assert not judge_passes(references, judged).ok
+
+
 def test_a_choice_of_sign_zero_is_none_for_zero_and_one() -> None:
     """Attention by comparison has zeros that are no signs."""
     net = RealNet((1, 4, 6, 16))
