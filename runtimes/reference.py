@@ -40,7 +40,7 @@ _IDIOM = {
 _FAR = 8
 _MOVES_LEVELS = ("LevelMaxPool", "Reshape")
 """Operators behind which a ``PackLevels``' codes are still its codes."""
-_MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Pad")
+_MOVES = VIEWS | {"Transpose", "Pad"}
 """Operators in front of which passes take signs and levels."""
 _WITHOUT_CHOICE = "/before xnorc's choice of sign(0)"
 """Behind the name of a tensor of the original: what it is without the user's choice."""
@@ -205,8 +205,10 @@ class References:
         """Whether a tensor is a `Sign` behind a ReLU in the original, and half a `Binarize` plus a half here."""
         made, node = self.original.producer.get(tensor), self.packed.producer.get(tensor)
         above = self.original.producer.get(made.input[0]) if made is not None and made.op_type == "Sign" else None
+        if above is None or above.op_type not in ("Relu", "Clip"):
+            return False
         for step in ("Add", "Mul"):
-            if above is None or above.op_type not in ("Relu", "Clip") or node is None or node.op_type != step:
+            if node is None or node.op_type != step:
                 return False
             if not np.array_equal(self.analysis.constants.get(node.input[1], np.zeros(1)).reshape(-1), [0.5]):
                 return False

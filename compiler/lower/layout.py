@@ -263,11 +263,11 @@ def convert(
     if node.op_type in ("ReduceMean", "GlobalAveragePool"):
         lies = tuple(shape[axis] for axis in LAST) if last else shape
         return relax.op.reshape(bb.emit(relax.op.mean(data, axis=[1, 2])), lies)
+    out = tuple(shape[axis] for axis in LAST)
     if node.op_type == "Conv":
         weights = constants[node.input[1]]
         strides = [int(step) for step in attrs.get("strides", [1, 1])]
         bias = constants[node.input[2]] if len(node.input) > 2 and node.input[2] else None
-        out = tuple(shape[axis] for axis in LAST)
         if weights.shape[1] == 1 and attrs.get("group", 1) == len(weights):  # one channel in one group, too
             described: dict[str, Any] = _described(attrs, weights.shape[2:])
             described["epilogue"], parameters = converters.finish(steps)
@@ -281,9 +281,9 @@ def convert(
         return converters.linear(bb, data, np.ascontiguousarray(weights[:, :, 0, 0].T), bias, out, steps)
     described = _described(attrs, attrs["kernel_shape"])
     if node.op_type == "MaxPool":
-        return float_calls.emit(bb, "max_pool_last", described, [data], tuple(shape[axis] for axis in LAST))
+        return float_calls.emit(bb, "max_pool_last", described, [data], out)
     if not any(described["pads"]) or attrs.get("count_include_pad", 0):
-        return float_calls.emit(bb, "average_pool_last", described, [data], tuple(shape[axis] for axis in LAST))
+        return float_calls.emit(bb, "average_pool_last", described, [data], out)
     return relax.op.nn.avg_pool2d(data, described["window"], described["strides"], described["pads"], layout="NHWC")
 
 

@@ -179,10 +179,8 @@ class Maps(Mixed):
             classes, kind = self.one_of([1, 7, 10, 64, 100]), self.whole(0, 3)
             x = y if kind == 0 else self.binarized(y)
             w = (self.floats if kind == 0 else self.weights)(classes, count)
-            y, count = (
-                self.net.node("Gemm", x, w, *([self.net.floats(classes)] if self.chance(0.5) else []), transB=1),
-                classes,
-            )
+            bias = [self.net.floats(classes)] if self.chance(0.5) else []
+            y, count = self.net.node("Gemm", x, w, *bias, transB=1), classes
         self.y = self.net.node("Softmax", y, axis=-1) if self.chance(0.3) else y
 
 

@@ -87,6 +87,14 @@ def test_ties_of_scaled_sums_are_open() -> None:
     assert flipped.differing > 0 and flipped.max_margin < 1e-5 and flipped.ok
 
 
+def tied() -> tuple[RealNet, str]:
+    """A network, and a ternary convolution in it whose sums are often zero, or would be if they did not round."""
+    net = RealNet((1, 8, 9, 7))
+    ternary = (net.rng.integers(-1, 2, (8, 8, 3, 3)) * np.float32(0.0875)).astype(np.float32)
+    y = net.node("Conv", net.sign("x"), ternary, name="conv", pads=[1] * 4)
+    return net, y
+
+
 def flattened(net: RealNet, y: str, zero: int) -> tuple[str, str, int]:
     """``y`` ``[1, 8, 9, 7]``, its signs behind a move, and the rows to multiply: moved signs, rows of signs, their length."""
     signs = net.sign(net.node("Flatten", y), zero)
@@ -117,9 +125,7 @@ def test_ties_in_front_of_moves_are_open(
     moved: Callable[[RealNet, str, int], tuple[str, str, int]], zero: int, sign_zero: int | None, weights: tuple[int, ...]
 ) -> None:  # fmt: skip
     """The passes take signs before their tensor is flattened, padded or joined; they are held against those behind it."""
-    net = RealNet((1, 8, 9, 7))
-    ternary = (net.rng.integers(-1, 2, (8, 8, 3, 3)) * np.float32(0.0875)).astype(np.float32)
-    y = net.node("Conv", net.sign("x"), ternary, name="conv", pads=[1] * 4)
+    net, y = tied()
     signs, rows, count = moved(net, y, zero)
     product = net.node("Gemm", rows, net.rng.choice(np.float32(weights), (30, count)), transB=1)
     y = net.node("Gemm", net.sign(product), net.signs(5, 30), transB=1)
@@ -132,9 +138,7 @@ def test_ties_in_front_of_moves_are_open(
 
 def test_ties_of_joined_heads_are_open_where_signs_stay_in_float() -> None:
     """The sign is taken before the heads are joined, but a layer of float weights reads it."""
-    net = RealNet((1, 8, 9, 7))
-    ternary = (net.rng.integers(-1, 2, (8, 8, 3, 3)) * np.float32(0.0875)).astype(np.float32)
-    y = net.node("Conv", net.sign("x"), ternary, name="conv", pads=[1] * 4)
+    net, y = tied()
     signs, _, _ = joined(net, y, 1)
     model = net.model(net.node("MatMul", signs, net.floats(8, 5)))
     package = xnorc.compile(model, "host")
@@ -145,9 +149,7 @@ def test_ties_of_joined_heads_are_open_where_signs_stay_in_float() -> None:
 
 def test_ties_of_zero_and_one_are_open_where_they_stay_in_float() -> None:
     """The sign of a ReLU, which a layer of float weights reads."""
-    net = RealNet((1, 8, 9, 7))
-    ternary = (net.rng.integers(-1, 2, (8, 8, 3, 3)) * np.float32(0.0875)).astype(np.float32)
-    y = net.node("Conv", net.sign("x"), ternary, name="conv", pads=[1] * 4)
+    net, y = tied()
     signs = net.node("Sign", net.node("Relu", y))
     model = net.model(net.node("Conv", signs, net.floats(5, 8, 3, 3)))
     package = xnorc.compile(model, "host")
